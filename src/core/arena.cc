@@ -23,6 +23,7 @@ namespace {
 
 constexpr size_t kGranule = 256;
 constexpr int32_t kNone = -1;
+constexpr std::byte kGuardByte{0xa5};
 
 class HostMemory final : public MemorySource {
  public:
@@ -99,6 +100,9 @@ class Arena::Pool {
   int32_t find_fit(size_t size) const;
   int32_t grow(size_t size);
   void release(Item* item) noexcept;
+  void write_guards(std::byte* data, size_t size_bytes, size_t block_size) const;
+  [[nodiscard]] bool guards_intact(const std::byte* data, size_t size_bytes,
+                                   size_t block_size) const;
 
   std::shared_ptr<MemorySource> source_;
   Options options_;
@@ -186,7 +190,8 @@ StoragePtr Arena::Pool::allocate(size_t size_bytes) {
   if (size_bytes > (size_t{1} << 62)) {
     throw_error(StatusCode::kOutOfMemory, "a request for {} bytes cannot be met", size_bytes);
   }
-  const size_t size = round_up(std::max<size_t>(size_bytes, 1), kGranule);
+  const size_t guard = options_.guard_bytes;
+  const size_t size = round_up(std::max<size_t>(size_bytes, 1), kGranule) + 2 * guard;
   const std::lock_guard lock(mutex_);
   int32_t index = find_fit(size);
   if (index == kNone) index = grow(size);
@@ -210,9 +215,26 @@ StoragePtr Arena::Pool::allocate(size_t size_bytes) {
   stats_.used_bytes += size;
   stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.used_bytes);
   ++stats_.live_tensors;
-  unpoison(source_->device(), block.data, size_bytes);
-  item->reset(index, block.data, size_bytes);
+  if (guard != 0) {
+    unpoison(source_->device(), block.data, size);
+    write_guards(block.data, size_bytes, block.size);
+  }
+  unpoison(source_->device(), block.data + guard, size_bytes);
+  item->reset(index, block.data + guard, size_bytes);
   return StoragePtr::adopt(item);
+}
+
+void Arena::Pool::write_guards(std::byte* data, size_t size_bytes, size_t block_size) const {
+  std::fill_n(data, options_.guard_bytes, kGuardByte);
+  std::byte* end = data + options_.guard_bytes + size_bytes;
+  std::fill(end, data + block_size, kGuardByte);
+}
+
+bool Arena::Pool::guards_intact(const std::byte* data, size_t size_bytes, size_t block_size) const {
+  const auto intact = [](std::byte b) { return b == kGuardByte; };
+  const std::byte* end = data + options_.guard_bytes + size_bytes;
+  return std::all_of(data, data + options_.guard_bytes, intact) &&
+         std::all_of(end, data + block_size, intact);
 }
 
 void Arena::Pool::release(Item* item) noexcept {
@@ -221,6 +243,9 @@ void Arena::Pool::release(Item* item) noexcept {
   Block* block = &blocks_[static_cast<size_t>(index)];
   stats_.used_bytes -= block->size;
   --stats_.live_tensors;
+  if (options_.guard_bytes != 0 && !guards_intact(block->data, item->size_bytes(), block->size)) {
+    ++stats_.guard_violations;
+  }
   poison(source_->device(), block->data, block->size);
   block->free = true;
   if (block->next != kNone && blocks_[static_cast<size_t>(block->next)].free) {

@@ -33,6 +33,9 @@ class Arena {
     size_t limit_bytes = 0;
     /// Smallest slab asked from the source.
     size_t slab_bytes = size_t{8} << 20;
+    /// Host memory only, for tests: bytes of a known pattern before and after every tensor, checked
+    /// when it is released (Stats::guard_violations). A multiple of 256.
+    size_t guard_bytes = 0;
   };
   struct Stats {
     size_t reserved_bytes = 0;  // held from the source
@@ -40,6 +43,7 @@ class Arena {
     size_t peak_bytes = 0;      // largest used_bytes so far
     int64_t slab_requests = 0;  // how often the source was asked: constant in the steady state
     int64_t live_tensors = 0;
+    int64_t guard_violations = 0;  // tensors whose guard zones were overwritten
   };
 
   explicit Arena(std::shared_ptr<MemorySource> source = host_memory());

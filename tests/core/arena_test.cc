@@ -81,6 +81,22 @@ TEST(ArenaTest, LimitIsAClearError) {
   }
 }
 
+TEST(ArenaTest, GuardZonesNoticeWritesBesideATensor) {
+  Arena arena(host_memory(), {.limit_bytes = 0, .slab_bytes = 1 << 20, .guard_bytes = 256});
+  { const Tensor fine = arena.allocate(DType::kU8, {100}); }
+  EXPECT_EQ(arena.stats().guard_violations, 0);
+  {
+    const Tensor t = arena.allocate(DType::kU8, {100});
+    t.mutable_data<uint8_t>()[100] = 1;
+  }
+  EXPECT_EQ(arena.stats().guard_violations, 1);
+  {
+    const Tensor t = arena.allocate(DType::kU8, {100});
+    t.mutable_data<uint8_t>()[-1] = 1;
+  }
+  EXPECT_EQ(arena.stats().guard_violations, 2);
+}
+
 TEST(ArenaTest, TensorsOutliveTheArenaAndMayDieOnAnotherThread) {
   auto arena = std::make_unique<Arena>();
   Tensor survivor = arena->allocate(DType::kF32, {1000});

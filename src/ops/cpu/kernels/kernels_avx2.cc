@@ -1,0 +1,12 @@
+// x86-64 with AVX2 and FMA.
+#define UF_SIMD_WIDTH 8
+#include "ops/cpu/kernels/table_impl.h"
+
+namespace ultraflash::cpu {
+
+const Kernels* avx2_kernels() {
+  static constexpr Kernels kTable = make_table("avx2");
+  return &kTable;
+}
+
+}  // namespace ultraflash::cpu

@@ -1,0 +1,47 @@
+#include "ops/devices.h"
+
+#include <fmt/format.h>
+
+#include "core/check.h"
+#include "ops/cpu/cpu_executor.h"
+#include "ops/none/cuda_none.h"
+
+namespace ultraflash {
+
+Result<std::unique_ptr<Executor>> make_executor(const ExecutorOptions& options) {
+  if (options.threads < 0 || options.threads > 4096) {
+    return make_status(StatusCode::kInvalidArgument,
+                       "{} threads were asked for; give 1 to 4096, or 0 for all cores",
+                       options.threads);
+  }
+  if (options.device == "cuda" || options.device.starts_with("cuda:")) {
+    return make_cuda_executor();
+  }
+  if (options.device != "auto" && options.device != "cpu") {
+    return make_status(StatusCode::kInvalidArgument,
+                       "'{}' is no device; choose auto, cpu, cuda or cuda:N", options.device);
+  }
+  try {
+    cpu::CpuOptions cpu;
+    cpu.threads = options.threads;
+    cpu.kernels = options.cpu_kernels;
+    cpu.use_onednn = options.use_onednn;
+    cpu.memory_limit_bytes = options.memory_limit_bytes;
+    cpu.guard_bytes = options.guard_bytes;
+    return cpu::make_cpu_executor(cpu);
+  } catch (const Error& error) {
+    return error.status();
+  }
+}
+
+std::vector<DeviceReport> list_devices() {
+  std::vector<DeviceReport> reports;
+  ExecutorOptions cpu_options;
+  cpu_options.device = "cpu";
+  const Result<std::unique_ptr<Executor>> cpu = make_executor(cpu_options);
+  reports.push_back({"cpu", cpu.ok(), cpu.ok() ? (*cpu)->description() : cpu.status().message()});
+  reports.push_back({"cuda", false, make_cuda_executor().status().message()});
+  return reports;
+}
+
+}  // namespace ultraflash

@@ -1,0 +1,78 @@
+// The definition of right: every operation as plain scalar loops in double precision over f32
+// tensors, written from the formulas in ops/executor.h and nothing else. Slow on purpose.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "ops/executor.h"
+
+namespace ultraflash::testing {
+
+class ReferenceExecutor final : public Executor {
+ public:
+  ReferenceExecutor() = default;
+  [[nodiscard]] Device device() const override { return {}; }
+  [[nodiscard]] std::string description() const override { return "scalar reference"; }
+  [[nodiscard]] Arena::Stats memory() const override { return {}; }
+  void synchronize() override {}
+  void update_place(ChunkPlace& /*place*/) override {}
+  void update_place(GroupPlace& /*place*/) override {}
+
+ protected:
+  Tensor do_empty(DType dtype, const Shape& shape) override;
+  Tensor do_to_device(const Tensor& host, DType dtype) override;
+  Tensor do_to_host(const Tensor& x) override;
+  void do_fill_zero(const Tensor& x) override;
+  void do_copy(const Tensor& destination, const Tensor& source) override;
+  void do_prepare(Linear& linear, const PrepareOptions& options) override;
+  void do_prepare(Conv& conv, const PrepareOptions& options) override;
+  Tensor do_linear(const Tensor& x, const Linear& weight, Activation activation) override;
+  Tensor do_temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) override;
+  Tensor do_temporal_grow(const Tensor& x, const Linear& weight, int64_t frames) override;
+  Tensor do_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                       float eps) override;
+  Tensor do_layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& scale,
+                                float eps) override;
+  Tensor do_rms_norm(const Tensor& x, const Tensor& weight, float eps) override;
+  Tensor do_gated_residual(Tensor x, const Tensor& y, const Tensor& gate) override;
+  Tensor do_channel_norm(const Tensor& x, const Tensor& gamma, bool silu) override;
+  Tensor do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k, float eps,
+                         const TokenGrid& grid, int64_t heads, const ChunkPlace& place,
+                         KvCache& cache) override;
+  Tensor do_attention_cached(const Tensor& q, const KvCache& cache, int64_t heads,
+                             int64_t tokens_per_frame, const ChunkPlace& place) override;
+  Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                      const AttentionOptions& options) override;
+  WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
+                                    float eps, const WindowGrid& grid, int64_t heads,
+                                    const GroupPlace& place, WindowCache& cache) override;
+  BlockMask do_select_blocks(const WindowedQueries& queries, const WindowCache& cache,
+                             const WindowGrid& grid, int64_t heads, const GroupPlace& place,
+                             const BlockSelection& selection) override;
+  BlockMask do_block_mask_from(const Tensor& mask) override;
+  Tensor do_block_sparse_attention(const WindowedQueries& queries, const WindowCache& cache,
+                                   const BlockMask& mask, const WindowGrid& grid, int64_t heads,
+                                   const GroupPlace& place) override;
+  Tensor do_conv2d(const Tensor& x, const Conv& weight, const Conv2dOptions& options) override;
+  Tensor do_causal_conv3d(const Tensor& x, const Conv& weight,
+                          const Conv3dOptions& options) override;
+  Tensor do_pixel_shuffle(const Tensor& x, int64_t factor, Activation activation) override;
+  Tensor do_patchify(const Tensor& a, const Tensor& b, DType dtype) override;
+  Tensor do_unpatchify(const Tensor& tokens, const TokenGrid& grid, DType dtype) override;
+  Tensor do_sinusoid(std::span<const double> timesteps, int64_t dim) override;
+  Tensor do_axpby(float a, const Tensor& x, float b, const Tensor& y) override;
+  Tensor do_flow_to_x0(const Tensor& x, const Tensor& v, double sigma) override;
+  Tensor do_normal(RandomStream stream, const Shape& shape, DType dtype) override;
+  Tensor do_cast(const Tensor& x, DType dtype) override;
+  Tensor do_activate(const Tensor& x, Activation activation) override;
+  Tensor do_add(const Tensor& a, const Tensor& b) override;
+  Tensor do_multiply(const Tensor& a, const Tensor& b) override;
+  Tensor do_soft_clamp(const Tensor& x, float limit) override;
+  Tensor do_channel_affine(const Tensor& x, const Tensor& scale, const Tensor& shift) override;
+  Tensor do_embedding(const Tensor& ids, const Tensor& table, DType dtype) override;
+  Tensor do_mask_rows(Tensor x, const Tensor& lengths) override;
+  Tensor do_to_rgb8(const Tensor& x, float low, float high) override;
+};
+
+}  // namespace ultraflash::testing
