@@ -35,7 +35,7 @@ void add_product_cases(std::vector<OpCase>& cases) {
              return std::vector<Tensor>{c.executor.linear(
                  c.input({s.rows, s.in}, 1), c.linear({s.out}, s.in, true, 2), activation)};
            },
-           5e-6, true, 2.0 * static_cast<double>(s.rows * s.in * s.out)});
+           5e-6, true, 1, 2.0 * static_cast<double>(s.rows * s.in * s.out)});
     }
   }
   cases.push_back({"linear_three_parts_no_bias", [](const OpContext& c) {
@@ -129,7 +129,7 @@ void add_attention_cases(std::vector<OpCase>& cases) {
                c.input({s.batch, s.queries, dim}, 1, 2.0F), c.input({s.batch, s.keys, dim}, 2),
                c.input({s.batch, s.keys, dim}, 3), s.heads)};
          },
-         5e-6, true,
+         5e-6, true, 1,
          4.0 * static_cast<double>(s.batch * s.queries * s.keys * s.heads * s.head_dim)});
   }
   cases.push_back({"attention_bias_lengths",
