@@ -1,0 +1,14 @@
+// Rules for the key and value pairs of a video file. Internal to the media layer.
+#pragma once
+
+#include <string_view>
+
+namespace ultraflash {
+
+/// Strict UTF-8 without zero bytes: no overlong forms, no surrogates, nothing past U+10FFFF.
+bool is_utf8(std::string_view text);
+
+/// True for the keys that containers write for themselves, such as "major_brand" (any case).
+bool is_container_key(std::string_view key);
+
+}  // namespace ultraflash
