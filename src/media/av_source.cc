@@ -40,10 +40,20 @@ Metadata metadata_of(const AVFormatContext* context) {
   return metadata;
 }
 
+// The number in an enumeration that libav filled from a file: decoders store values that are not in
+// the enumeration, which C++ must not load as such.
+template <typename Enum>
+int number_of(const Enum& field) {
+  static_assert(sizeof(Enum) == sizeof(int));
+  int value = 0;
+  std::memcpy(&value, &field, sizeof(value));
+  return value;
+}
+
 // What our own conversion makes of a frame; nothing when it is swscale's turn.
 std::optional<YuvFormat> own_format(const AVFrame& frame) {
   YuvFormat format;
-  bool full = frame.color_range == AVCOL_RANGE_JPEG;
+  bool full = number_of(frame.color_range) == AVCOL_RANGE_JPEG;
   switch (frame.format) {
     case AV_PIX_FMT_YUVJ420P:
       full = true;
@@ -65,13 +75,13 @@ std::optional<YuvFormat> own_format(const AVFrame& frame) {
       break;
     case AV_PIX_FMT_GRAY8:
       // Grey is full range unless the stream says otherwise, as swscale has it.
-      full = frame.color_range != AVCOL_RANGE_MPEG;
+      full = number_of(frame.color_range) != AVCOL_RANGE_MPEG;
       format.layout = ChromaLayout::k400;
       break;
     default:
       return std::nullopt;
   }
-  switch (frame.colorspace) {
+  switch (number_of(frame.colorspace)) {
     case AVCOL_SPC_BT709:
       format.matrix = ColourMatrix::kBt709;
       break;
@@ -89,8 +99,8 @@ std::optional<YuvFormat> own_format(const AVFrame& frame) {
       return std::nullopt;
   }
   format.range = full ? ColourRange::kFull : ColourRange::kLimited;
-  format.siting =
-      frame.chroma_location == AVCHROMA_LOC_CENTER ? ChromaSiting::kCentre : ChromaSiting::kLeft;
+  format.siting = number_of(frame.chroma_location) == AVCHROMA_LOC_CENTER ? ChromaSiting::kCentre
+                                                                          : ChromaSiting::kLeft;
   if (format.layout != ChromaLayout::k400 && frame.linesize[1] != frame.linesize[2]) {
     return std::nullopt;
   }
@@ -361,11 +371,14 @@ class AvSource final : public FrameSource {
     info_.codec = avcodec_get_name(stream->codecpar->codec_id);
     const auto format = static_cast<AVPixelFormat>(frame.format);
     const char* pixel_format = av_get_pix_fmt_name(format);
-    const char* matrix = av_color_space_name(frame.colorspace);
+    const int space = number_of(frame.colorspace);
+    const char* matrix = space >= 0 && space < AVCOL_SPC_NB
+                             ? av_color_space_name(static_cast<AVColorSpace>(space))
+                             : nullptr;
     info_.pixels =
         fmt::format("{}, {}, {} range", pixel_format == nullptr ? "unknown" : pixel_format,
                     matrix == nullptr ? "unknown" : matrix,
-                    frame.color_range == AVCOL_RANGE_JPEG ? "full" : "limited");
+                    number_of(frame.color_range) == AVCOL_RANGE_JPEG ? "full" : "limited");
     info_.metadata = metadata_of(container_.get());
     if (frame.best_effort_timestamp != AV_NOPTS_VALUE) first_pts_ = frame.best_effort_timestamp;
     return {};
@@ -421,7 +434,7 @@ class AvSource final : public FrameSource {
       return make_status(StatusCode::kUnsupported, "{}: {}: {} frames of {}x{} cannot be converted",
                          name(), where(), format_name, frame.width, frame.height);
     }
-    int space = frame.colorspace;
+    int space = number_of(frame.colorspace);
     if (space == AVCOL_SPC_UNSPECIFIED) {
       space = guess_matrix(frame.width, frame.height) == ColourMatrix::kBt709 ? SWS_CS_ITU709
                                                                               : SWS_CS_ITU601;
@@ -429,7 +442,7 @@ class AvSource final : public FrameSource {
     const int* matrix = sws_getCoefficients(space);
     const AVPixFmtDescriptor* descriptor = av_pix_fmt_desc_get(format);
     const bool rgb = descriptor != nullptr && (descriptor->flags & AV_PIX_FMT_FLAG_RGB) != 0;
-    const bool full = rgb || frame.color_range == AVCOL_RANGE_JPEG;
+    const bool full = rgb || number_of(frame.color_range) == AVCOL_RANGE_JPEG;
     // A refusal means a source without matrix (RGB, palettes), for which nothing needs to be set.
     (void)sws_setColorspaceDetails(scaler_.get(), matrix, full ? 1 : 0, matrix, /*dstRange=*/1,
                                    /*brightness=*/0, /*contrast=*/1 << 16,

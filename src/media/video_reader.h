@@ -3,6 +3,9 @@
 // Everything read is taken for hostile: sizes are checked before memory is asked for, time is
 // bounded, and a video file cannot make the reader open another file or the network. One reader
 // belongs to one thread at a time.
+//
+// Builds with FFmpeg take over the log callback of libav* in this process, which would otherwise
+// print to stderr: its messages become parts of our sentences.
 #pragma once
 
 #include <cstdint>

@@ -11,21 +11,24 @@
 namespace ultraflash {
 namespace {
 
-// A line without its break; nothing at the end of the file. Peeks, so that a pipe is never read
-// past the line.
+// A line without its break; nothing at the end of the file. Looks no further ahead than it must: on
+// a pipe the bytes after the line may be a minute away.
 Result<std::optional<std::string>> read_line(InputFile& file, const std::string& what) {
-  UF_ASSIGN(const auto ahead, file.peek(kMaxY4mLine));
-  if (ahead.empty()) return std::optional<std::string>();
-  const auto end = std::find(ahead.begin(), ahead.end(), static_cast<uint8_t>('\n'));
-  if (end == ahead.end()) {
-    return make_status(StatusCode::kMalformed,
-                       "{}: {} has no end within {} bytes; the file is damaged or cut short",
-                       file.name(), what, kMaxY4mLine);
+  for (int64_t ahead = 16; ahead <= kMaxY4mLine; ahead *= 2) {
+    UF_ASSIGN(const auto bytes, file.peek(ahead));
+    if (bytes.empty()) return std::optional<std::string>();
+    const auto end = std::find(bytes.begin(), bytes.end(), static_cast<uint8_t>('\n'));
+    if (end != bytes.end()) {
+      std::string line(bytes.begin(), end);
+      std::vector<uint8_t> skipped(line.size() + 1);
+      UF_TRY(file.read(skipped).status());
+      return std::optional<std::string>(std::move(line));
+    }
+    if (static_cast<int64_t>(bytes.size()) < ahead) break;
   }
-  std::string line(ahead.begin(), end);
-  std::vector<uint8_t> skipped(line.size() + 1);
-  UF_TRY(file.read(skipped).status());
-  return std::optional<std::string>(std::move(line));
+  return make_status(StatusCode::kMalformed,
+                     "{}: {} has no end within {} bytes; the file is damaged or cut short",
+                     file.name(), what, kMaxY4mLine);
 }
 
 class Y4mSource final : public FrameSource {

@@ -91,6 +91,36 @@ TEST(ReaderTest, EveryCutOfAFileIsAnErrorOrShorter) {
   }
 }
 
+// What a killed writer leaves may end anywhere: all whole fragments must come out.
+TEST(ReaderTest, EveryCutOfAFragmentedFileGivesItsWholeFragments) {
+  UF_REQUIRE_FFMPEG();
+  const TempFolder folder;
+  SinkOptions options;
+  options.path = folder / "a.mp4";
+  auto sink = open_sink(options, {64, 48, 16, 1});
+  ASSERT_OK(sink.status());
+  for (int64_t i = 0; i < 120; ++i) ASSERT_OK((*sink)->write(moving_pattern(64, 48, i).view()));
+  const std::vector<uint8_t> whole = read_bytes(options.path + ".part");
+  const std::string text(whole.begin(), whole.end());
+  std::vector<size_t> ends;  // of fragments: where the box after "moof" and "mdat" begins
+  for (size_t at = text.find("moof"); at != std::string::npos; at = text.find("moof", at + 4)) {
+    if (at > text.find("moof")) ends.push_back(at - 4);
+  }
+  ends.push_back(whole.size());
+  ASSERT_GE(ends.size(), 4U);
+  for (size_t i = 0; i < ends.size(); ++i) {
+    const auto at_end = drain(VideoReader::open_memory(std::span(whole).first(ends[i]), "cut"));
+    EXPECT_OK(at_end.status);
+    EXPECT_GE(at_end.frames.size(), 15 * (i + 1));
+    const auto inside =
+        drain(VideoReader::open_memory(std::span(whole).first(ends[i] - 60), "cut"));
+    EXPECT_LE(inside.frames.size(), at_end.frames.size());
+    if (i > 0) {
+      EXPECT_GE(inside.frames.size(), 15 * i) << inside.status.to_string();
+    }
+  }
+}
+
 TEST(ReaderTest, DamagedBytesNeverCrash) {
   UF_REQUIRE_FFMPEG();
   const TempFolder folder;

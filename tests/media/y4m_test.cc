@@ -165,6 +165,36 @@ TEST(Y4mTest, DamagedFilesAreNamedWithTheFrame) {
   }
 }
 
+TEST(Y4mTest, AFrameOnAPipeDoesNotWaitForTheNextOne) {
+  const TempFolder folder;
+  const std::string path = folder / "pipe";
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  const int status = media_test::in_child(
+      [&] {
+        auto reader = VideoReader::open(path);
+        if (!reader.ok()) ::_exit(1);
+        for (int64_t i = 0; i < 3; ++i) {
+          const auto frame = reader->next();
+          if (!frame.ok() || !frame->has_value()) ::_exit(2);
+          media_test::write_bytes(folder / ("seen" + std::to_string(i)), "x");
+        }
+        if (!reader->next().ok()) ::_exit(3);
+      },
+      [&] {
+        std::ofstream pipe(path);
+        pipe << "YUV4MPEG2 W8 H2 F16:1 Cmono\n";
+        for (int i = 0; i < 3; ++i) {
+          pipe << "FRAME\n" << std::string(16, 'a') << std::flush;
+          const std::string seen = folder / ("seen" + std::to_string(i));
+          for (int wait = 0; wait < 5000 && !std::filesystem::exists(seen); ++wait) {
+            ::usleep(1000);
+          }
+          EXPECT_TRUE(std::filesystem::exists(seen)) << "frame " << i << " was held back";
+        }
+      });
+  EXPECT_EQ(status, 0);
+}
+
 TEST(Y4mTest, ErrorsRepeatAndLimitsHold) {
   const std::string text = "YUV4MPEG2 W4 H2 F16:1 Cmono\nFRAME\nabcdefghFRAME\nabcdefghFRAME\nabc";
   auto reader = VideoReader::open_memory(as_bytes(text), "test.y4m");
