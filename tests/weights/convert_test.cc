@@ -1,0 +1,151 @@
+#include "weights/convert.h"
+
+#include <gtest/gtest.h>
+
+#include "weights/lora.h"
+#include "weights/safetensors_writer.h"
+#include "weights_test_util.h"
+
+namespace ultraflash {
+namespace {
+
+std::vector<NamedTensor> model() {
+  return {{"blocks.0.q.weight", tensor_of<float>({0.1F, -2, 3, 448, 1e6F, 6}, {2, 3})},
+          {"blocks.0.q.bias", tensor_of<float>({1, 2}, {2})},
+          {"steps", tensor_of<int64_t>({1, 2, 3}, {3})}};
+}
+
+TEST(ConvertTest, BetweenFormatsNothingChanges) {
+  const TempFolder folder;
+  UF_ASSERT_OK(save_torch_archive(folder / "a.pt", model(), "generator_ema"));
+  UF_ASSERT_OK(convert_checkpoint(folder / "a.pt", folder / "b.safetensors", {}));
+  ConvertOptions wrapped;
+  wrapped.output_wrapper = "generator";
+  UF_ASSERT_OK(convert_checkpoint(folder / "b.safetensors", folder / "c.pth", wrapped));
+  EXPECT_EQ(Checkpoint::open(folder / "c.pth")->wrapper(), "generator");
+  for (const char* name : {"b.safetensors", "c.pth"}) {
+    const auto checkpoint = Checkpoint::open(folder / name);
+    UF_ASSERT_OK(checkpoint.status());
+    EXPECT_EQ(checkpoint->entries().size(), 3U);
+    for (const NamedTensor& named : model()) {
+      EXPECT_TRUE(same_bits(*checkpoint->tensor(named.name), named.tensor)) << named.name;
+    }
+  }
+}
+
+TEST(ConvertTest, CastsFloatingTensors) {
+  const TempFolder folder;
+  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model(), {{"module", "x"}}));
+  for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF8E4M3, DType::kF32}) {
+    ConvertOptions options;
+    options.dtype = dtype;
+    UF_ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "b.safetensors", options));
+    const auto out = Checkpoint::open(folder / "b.safetensors");
+    UF_ASSERT_OK(out.status());
+    EXPECT_EQ(out->metadata().at("module"), "x");
+    EXPECT_EQ(out->tensor("steps")->dtype(), DType::kI64);
+    EXPECT_TRUE(same_bits(*out->tensor("blocks.0.q.weight"), model()[0].tensor.to(dtype)));
+  }
+}
+
+TEST(ConvertTest, CutsIntoShards) {
+  const TempFolder folder;
+  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  ConvertOptions options;
+  options.max_shard_bytes = 24;
+  UF_ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "out.safetensors", options));
+  const auto out = Checkpoint::open(folder / "out.safetensors.index.json");
+  UF_ASSERT_OK(out.status());
+  EXPECT_EQ(out->files().size(), 4U);
+  for (const NamedTensor& named : model()) {
+    EXPECT_TRUE(same_bits(*out->tensor(named.name), named.tensor));
+  }
+  // Shards read from a folder and written over themselves would be lost.
+  expect_failure(convert_checkpoint(folder / "out.safetensors.index.json",
+                                    folder / "out.safetensors", options),
+                 StatusCode::kInvalidArgument, {"out-00001-of-00003.safetensors", "is an input"});
+}
+
+TEST(ConvertTest, MergesAdapters) {
+  const TempFolder folder;
+  ConvertOptions options;
+  options.input.prefix = "in.base.";
+  options.adapters = {{fixture("peft_lora.pt"), 0.5, 6.0}};
+  const auto golden = source_folder() / "tests/golden/lora_merge.safetensors";
+  UF_ASSERT_OK(convert_checkpoint(golden, folder / "merged.safetensors", options));
+  const auto out = Checkpoint::open(folder / "merged.safetensors");
+  UF_ASSERT_OK(out.status());
+  CheckpointOptions base_options;
+  base_options.prefix = "in.base.";
+  const auto base = Checkpoint::open(golden, base_options);
+  LoraOptions lora;
+  lora.alpha = 6.0;
+  const auto adapter = LoraAdapter::open(fixture("peft_lora.pt"), lora);
+  for (const TensorEntry& entry : base->entries()) {
+    const LoraLayer* layer = adapter->find_for_weight(entry.name);
+    const Tensor expected =
+        layer == nullptr ? *entry.load() : *merge_lora(*entry.load(), *layer, 0.5);
+    EXPECT_TRUE(same_bits(*out->tensor(entry.name), expected)) << entry.name;
+  }
+}
+
+TEST(ConvertTest, AdapterOfAnotherModelStopsBeforeWriting) {
+  const TempFolder folder;
+  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  ConvertOptions options;
+  options.adapters = {{fixture("peft_lora.pt"), 1.0, std::nullopt}};
+  expect_failure(convert_checkpoint(folder / "a.safetensors", folder / "b.safetensors", options),
+                 StatusCode::kMalformed, {"peft_lora.pt", "blocks.0.self_attn", "a.safetensors"});
+  EXPECT_EQ(folder.files(), std::vector<std::string>{"a.safetensors"});
+}
+
+TEST(ConvertTest, RefusesWhatCannotWork) {
+  const TempFolder folder;
+  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  const auto refused = [&](const char* output, const ConvertOptions& options, StatusCode code,
+                           const char* cause) {
+    expect_failure(convert_checkpoint(folder / "a.safetensors", folder / output, options), code,
+                   {cause});
+  };
+  refused("a.safetensors", {}, StatusCode::kInvalidArgument, "is an input of this conversion");
+  refused("b.gguf", {}, StatusCode::kInvalidArgument, "\".gguf\" names no output format");
+  refused("b", {}, StatusCode::kInvalidArgument, "names no output format");
+  ConvertOptions options;
+  options.dtype = DType::kI32;
+  refused("b.safetensors", options, StatusCode::kInvalidArgument, "cannot become i32");
+  options = {};
+  options.output_wrapper = "model";
+  refused("b.safetensors", options, StatusCode::kInvalidArgument, "no key around");
+  options = {};
+  options.max_shard_bytes = 10;
+  refused("b.pt", options, StatusCode::kInvalidArgument, "shards");
+  expect_failure(convert_checkpoint(folder / "none", folder / "b.pt", {}), StatusCode::kNotFound,
+                 {"none"});
+  expect_failure(convert_checkpoint(fixture("dtypes.pt"), folder / "b.pt", {}),
+                 StatusCode::kUnsupported, {"dtypes.pt", "f8_e5m2"});
+  std::filesystem::create_symlink(folder / "a.safetensors", folder / "link.safetensors");
+  refused("link.safetensors", {}, StatusCode::kInvalidArgument, "is an input of this conversion");
+  EXPECT_EQ(folder.files(), (std::vector<std::string>{"a.safetensors", "link.safetensors"}));
+}
+
+TEST(ConvertTest, ReportsProgressAndStops) {
+  const TempFolder folder;
+  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  std::vector<int64_t> seen;
+  UF_ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "b.pt", {},
+                                  [&](const Progress& progress) {
+                                    seen.push_back(progress.done);
+                                    EXPECT_EQ(progress.total, 56);
+                                    return true;
+                                  }));
+  EXPECT_EQ(seen.front(), 0);
+  EXPECT_EQ(seen.back(), 56);
+  int calls = 0;
+  const Status status = convert_checkpoint(folder / "a.safetensors", folder / "c.pt", {},
+                                           [&](const Progress&) { return ++calls < 3; });
+  EXPECT_EQ(status.code(), StatusCode::kCancelled);
+  EXPECT_EQ(folder.files(), (std::vector<std::string>{"a.safetensors", "b.pt"}));
+}
+
+}  // namespace
+}  // namespace ultraflash
