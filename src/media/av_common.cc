@@ -32,6 +32,11 @@ constexpr const char* kDemuxers = "mov,matroska,webm,avi";
 constexpr const char* kDecoders =
     "h264,hevc,vp8,vp9,libdav1d,mpeg4,mpeg2video,mjpeg,ffv1,prores,png,rawvideo";
 
+// libavformat builds one index entry for every sample that a table announces, and a table of a few
+// bytes can announce 2^32 samples. This bounds such an index to 14 million entries (some 0.8 GB
+// with all that belongs to it), and still holds the largest plane of a 16384x16384 picture.
+constexpr size_t kMaxAllocation = size_t{320} << 20;
+
 thread_local char last_message[200] = {};
 
 __attribute__((format(printf, 3, 0))) void keep_message(void*, int level, const char* format,
@@ -78,9 +83,12 @@ void Dictionary::set(const char* key, const std::string& value) {
   if (av_dict_set(&dictionary_, key, value.c_str(), 0) < 0) throw std::bad_alloc();
 }
 
-void capture_log() {
+void enter() {
   static std::once_flag once;
-  std::call_once(once, [] { av_log_set_callback(keep_message); });
+  std::call_once(once, [] {
+    av_log_set_callback(keep_message);
+    av_max_alloc(kMaxAllocation);
+  });
   last_message[0] = '\0';
 }
 
@@ -92,11 +100,10 @@ std::string error_text(int code) {
 }
 
 ReadStream::ReadStream(InputFile file) : file_(std::move(file)) {
-  capture_log();
+  enter();
   auto* buffer = static_cast<unsigned char*>(av_malloc(kBufferBytes));
   context_ = require(
       avio_alloc_context(buffer, kBufferBytes, /*write_flag=*/0, this, read, nullptr, seek));
-  if (!file_.seekable()) context_->seekable = 0;
 }
 
 ReadStream::~ReadStream() { free_io(context_); }
@@ -115,7 +122,6 @@ int ReadStream::read(void* self, uint8_t* data, int size) {
 int64_t ReadStream::seek(void* self, int64_t offset, int whence) {
   auto& stream = *static_cast<ReadStream*>(self);
   InputFile& file = stream.file_;
-  if (!file.seekable()) return AVERROR(ESPIPE);
   whence &= ~AVSEEK_FORCE;
   if (whence == AVSEEK_SIZE) return file.size();
   const int64_t base = whence == SEEK_CUR ? file.position() : whence == SEEK_END ? file.size() : 0;
@@ -134,6 +140,12 @@ int ReadStream::interrupted(void* self) {
 }
 
 Result<InputPtr> ReadStream::open_container() {
+  if (!file_.seekable()) {
+    return make_status(StatusCode::kUnsupported,
+                       "{}: is a pipe or a device; only y4m is read from there, other videos need "
+                       "a file",
+                       file_.name());
+  }
   AVFormatContext* context = avformat_alloc_context();
   if (context == nullptr) throw std::bad_alloc();
   context->pb = context_;
@@ -185,7 +197,7 @@ int write_to_stream(void* self, const uint8_t* data, int size) {
 }
 
 WriteStream::WriteStream(OutputFile file) : file_(std::move(file)) {
-  capture_log();
+  enter();
   const auto write = [](void* self, WrittenByte* data, int size) {
     return write_to_stream(self, data, size);
   };

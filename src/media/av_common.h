@@ -58,10 +58,11 @@ class Dictionary {
   AVDictionary* dictionary_ = nullptr;
 };
 
-/// Sends libav's messages, which go to stderr by default, to a place from which this thread can
-/// take the latest one. Applies to the whole process; called by everything here.
-void capture_log();
-/// "Invalid data found" and, when libav has said more on this thread since capture_log(), that.
+/// Comes first in every function that calls libav. Once in a process it sends libav's messages,
+/// which would go to stderr, to a place from which error_text() takes them, and bounds what libav
+/// may ask for in one piece; each time it forgets the messages of this thread.
+void enter();
+/// "Invalid data found" and, when libav has said more on this thread since enter(), that.
 std::string error_text(int code);
 
 /// When an operation has to be over.
@@ -84,8 +85,8 @@ class ReadStream {
   ReadStream& operator=(const ReadStream&) = delete;
   ~ReadStream();
 
-  /// Opens the container. Only the few demuxers and decoders that this layer reads are let in, and
-  /// what the file refers to is not opened.
+  /// Opens the container, which must be a file or memory. Only the few demuxers and decoders that
+  /// this layer reads are let in, and what the file refers to is not opened.
   Result<InputPtr> open_container();
   [[nodiscard]] const InputFile& file() const { return file_; }
   Deadline& deadline() { return deadline_; }

@@ -169,7 +169,7 @@ class AvSource final : public FrameSource {
   [[nodiscard]] const VideoInfo& info() const override { return info_; }
 
   Result<std::optional<VideoFrame>> next() override {
-    av::capture_log();
+    av::enter();
     stream_.deadline().start(limits_.timeout_ms);
     if (!have_frame_) {
       UF_ASSIGN(have_frame_, decode());
@@ -199,6 +199,10 @@ class AvSource final : public FrameSource {
     // Sound, subtitles and cover pictures are not even looked at.
     for (unsigned i = 0; i < container_->nb_streams; ++i) {
       if (static_cast<int>(i) != found) container_->streams[i]->discard = AVDISCARD_ALL;
+    }
+    if (video()->nb_frames > limits_.max_frames) {
+      return make_status(StatusCode::kUnsupported, "{}: lists {} frames, more than the limit of {}",
+                         name(), video()->nb_frames, limits_.max_frames);
     }
     const AVCodecParameters* parameters = video()->codecpar;
     if (parameters->width > 0 && parameters->height > 0) {
@@ -324,7 +328,6 @@ class AvSource final : public FrameSource {
   // MP4 and AVI list their frames; a file that was cut lists some that it does not hold, and
   // libavformat takes that for an ordinary end.
   Status check_complete() {
-    if (!stream_.file().seekable()) return {};
     AVStream* stream = container_->streams[video_index_];
     const int count = avformat_index_get_entries_count(stream);
     for (int i = std::max(0, count - 1000); i < count; ++i) {

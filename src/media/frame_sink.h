@@ -70,9 +70,11 @@ struct SinkOptions {
 ///
 /// MP4 is written as a fragmented file "<path>.part", which plays even if the program is killed or
 /// the disk fills up; finish() turns it into an ordinary file at the path, with its index in front,
-/// and deletes the part file. A file at the path is replaced only then. Frame i is shown at
-/// i * fps_den / fps_num seconds, exactly. The other files are written to "<path>.part" as well and
-/// renamed. Colours: BT.709, limited range, for mp4 and y4m; sRGB for pictures and raw frames.
+/// and deletes the part file. A file at the path is replaced only then. (libavformat's index of the
+/// finished file holds a few million frames, some days at 16 per second; what is longer stays a
+/// part file, and the error says so.) Frame i is shown at i * fps_den / fps_num seconds, exactly.
+/// The other files are written to "<path>.part" as well and renamed. Colours: BT.709, limited
+/// range, for mp4 and y4m; sRGB for pictures and raw frames.
 Result<std::unique_ptr<FrameSink>> open_sink(const SinkOptions& options, const VideoFormat& format);
 
 /// What open_sink() asks of SinkOptions::metadata; `what` begins the message.

@@ -24,7 +24,7 @@ Status write_png(const std::string& path, const RgbFrame& frame, int level = kFa
 /// Largest picture that a reader takes; more is kUnsupported, before memory is asked for.
 struct ImageLimits {
   int64_t max_side = kMaxFrameSide;
-  int64_t max_pixels = int64_t{64} << 20;
+  int64_t max_pixels = 8192 * 4320;
 };
 
 /// Decodes a PNG of any kind to 8-bit RGB: grey and palettes are expanded, 16 bits rounded to 8,

@@ -98,7 +98,7 @@ VideoEncoder::VideoEncoder(std::string path, av::CodecPtr codec, av::FramePtr fr
     : path_(std::move(path)), codec_(std::move(codec)), frame_(std::move(frame)) {}
 
 Result<VideoEncoder> VideoEncoder::open(const SinkOptions& options, const VideoFormat& format) {
-  av::capture_log();
+  av::enter();
   UF_ASSIGN(const KnownEncoder* known, choose_encoder(options));
   if (!options.preset.empty() && std::string(known->option) != "x264") {
     return make_status(StatusCode::kInvalidArgument,
@@ -159,7 +159,7 @@ av::ParametersPtr VideoEncoder::parameters() const {
 }
 
 Status VideoEncoder::send(const RgbFrame& frame, int64_t index) {
-  av::capture_log();
+  av::enter();
   // The encoder may still hold the last picture; then this one goes into new memory.
   if (av_frame_make_writable(frame_.get()) < 0) throw std::bad_alloc();
   const YuvPlanes<uint8_t> planes = {frame_->data[0], frame_->data[1], frame_->data[2],
@@ -176,7 +176,7 @@ Status VideoEncoder::send(const RgbFrame& frame, int64_t index) {
 }
 
 Status VideoEncoder::send_end() {
-  av::capture_log();
+  av::enter();
   const int code = avcodec_send_frame(codec_.get(), nullptr);
   if (code < 0) {
     return make_status(StatusCode::kInternal, "{}: the encoder {} cannot be ended: {}", path_,

@@ -35,14 +35,15 @@ bool exists(const std::string& path) {
 }
 
 Status check_reader_limits(const ReaderLimits& limits) {
+  constexpr int64_t kMostPixels = int64_t{1} << 26;
   if (limits.max_side < 1 || limits.max_pixels < 1 || limits.max_frames < 1 ||
       limits.timeout_ms < 1 || limits.threads < 1 || limits.threads > 64 ||
-      limits.max_side > 65'536 || limits.max_pixels > (int64_t{1} << 30)) {
+      limits.max_side > 65'536 || limits.max_pixels > kMostPixels) {
     return make_status(StatusCode::kInvalidArgument,
                        "reader limits: side {}, pixels {}, frames {}, timeout {} ms, threads {}; "
                        "all start at 1, and end at 65536, {}, any, any and 64",
                        limits.max_side, limits.max_pixels, limits.max_frames, limits.timeout_ms,
-                       limits.threads, int64_t{1} << 30);
+                       limits.threads, kMostPixels);
   }
   return {};
 }

@@ -4,8 +4,9 @@
 // bounded, and a video file cannot make the reader open another file or the network. One reader
 // belongs to one thread at a time.
 //
-// Builds with FFmpeg take over the log callback of libav* in this process, which would otherwise
-// print to stderr: its messages become parts of our sentences.
+// Builds with FFmpeg change two settings of libav* for the whole process: the log callback
+// (messages become parts of our sentences instead of going to stderr), and the largest single
+// allocation (320 MiB).
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@ namespace ultraflash {
 /// Passing a size or count limit is kUnsupported, passing the time limit kDeadline.
 struct ReaderLimits {
   int64_t max_side = kMaxFrameSide;
-  int64_t max_pixels = int64_t{64} << 20;  // of one frame
+  int64_t max_pixels = 8192 * 4320;  // of one frame; at most 2^26
   int64_t max_frames = 1'000'000;
   /// Longest time that one open(), or one next(), may take. Waiting for a pipe counts, but the wait
   /// itself is not interrupted.

@@ -144,6 +144,29 @@ TEST(ReaderTest, DamagedBytesNeverCrash) {
   EXPECT_GT(told, 100) << "most damage should be noticed";
 }
 
+// A table of a few bytes can announce 2^32 samples, for each of which libavformat makes an entry.
+TEST(ReaderTest, TablesThatAnnounceTooMuchAreRefused) {
+  UF_REQUIRE_FFMPEG();
+  const TempFolder folder;
+  const std::vector<uint8_t> whole = small_mp4(folder);
+  const std::string text(whole.begin(), whole.end());
+  const size_t table = text.find("stsz");
+  ASSERT_NE(table, std::string::npos);
+  for (const uint32_t count : {2'000'000U, 13'000'000U, 0x07ffffffU, 0xffffffffU}) {
+    std::vector<uint8_t> bomb = whole;
+    const uint32_t fields[2] = {1, count};  // bytes of every sample, number of samples
+    for (size_t i = 0; i < 8; ++i) {
+      bomb[table + 8 + i] = static_cast<uint8_t>(fields[i / 4] >> (24 - 8 * (i % 4)));
+    }
+    const ReadVideo video = drain(VideoReader::open_memory(bomb, "bomb.mp4"));
+    EXPECT_TRUE(video.status.code() == StatusCode::kUnsupported ||
+                video.status.code() == StatusCode::kOutOfMemory ||
+                video.status.code() == StatusCode::kMalformed)
+        << video.status.to_string();
+    EXPECT_TRUE(video.frames.empty());
+  }
+}
+
 TEST(ReaderTest, LimitsAreKept) {
   UF_REQUIRE_FFMPEG();
   const TempFolder folder;
@@ -286,6 +309,19 @@ TEST(ReaderTest, ANamedPipeIsReadToItsEnd) {
   EXPECT_OK(video.status);
   EXPECT_EQ(video.frames.size(), 9U);
   EXPECT_EQ(video.info.frames, -1);
+}
+
+TEST(ReaderTest, OtherVideosNeedAFile) {
+  UF_REQUIRE_FFMPEG();
+  const TempFolder folder;
+  const std::string pipe = folder / "pipe.mp4";
+  const std::vector<uint8_t> whole = small_mp4(folder);
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  std::thread writer([&] { media_test::write_bytes(pipe, whole); });
+  const Status status = read_video(pipe).status;
+  writer.join();
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  EXPECT_NE(status.message().find("only y4m"), std::string::npos) << status.message();
 }
 
 TEST(ReaderTest, RealClipsOpenAndDecode) {
