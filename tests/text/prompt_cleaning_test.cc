@@ -172,7 +172,9 @@ RC_GTEST_PROP(PromptCleaningProperty, ResultIsUtf8WithSingleSpaces, (const std::
   if (!result.ok()) return;
   RC_ASSERT(validate_utf8(*result).ok());
   RC_ASSERT(result->find("  ") == std::string::npos);
-  RC_ASSERT(result->empty() || (result->front() != ' ' && result->back() != ' '));
+  // RC_ASSERT takes its argument apart and would evaluate both sides of the ||.
+  const bool trimmed = result->empty() || (result->front() != ' ' && result->back() != ' ');
+  RC_ASSERT(trimmed);
 }
 
 }  // namespace
