@@ -44,7 +44,8 @@ int main(int argc, char** argv) {
     }
     std::string numbers;
     for (int64_t i = 0; i < ids->length; ++i) {
-      numbers += (i == 0 ? "" : " ") + std::to_string(ids->ids[static_cast<size_t>(i)]);
+      if (i > 0) numbers += ' ';
+      numbers += std::to_string(ids->ids[static_cast<size_t>(i)]);
     }
     write_record(numbers);
   }
