@@ -179,6 +179,12 @@ Status ReadStream::status_of(int code, const std::string& what) const {
   if (code == AVERROR(ENOMEM)) {
     return make_status(StatusCode::kOutOfMemory, "{}: {}: no memory", file_.name(), what);
   }
+  if (code == AVERROR_PATCHWELCOME) {
+    return make_status(StatusCode::kUnsupported,
+                       "{}: {}: the installed libavcodec cannot decode this kind of stream: {}; "
+                       "convert the file to H.264",
+                       file_.name(), what, error_text(code));
+  }
   return make_status(StatusCode::kMalformed, "{}: {}: {}", file_.name(), what, error_text(code));
 }
 

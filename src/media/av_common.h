@@ -93,7 +93,7 @@ class ReadStream {
   /// The first failure of the system, ok if there was none.
   [[nodiscard]] const Status& error() const { return error_; }
   /// kIo with the system's reason if reading failed, kDeadline if time ran out, else what libav's
-  /// `code` means: kMalformed (or kOutOfMemory), "<name>: <what>: ...".
+  /// `code` means: kMalformed (or kOutOfMemory, kUnsupported), "<name>: <what>: ...".
   [[nodiscard]] Status status_of(int code, const std::string& what) const;
 
  private:

@@ -35,8 +35,8 @@ class FrameSink {
   [[nodiscard]] virtual std::string name() const = 0;
 };
 
-/// How to write. An option that the chosen container has no use for is an error when it was set,
-/// metadata apart: only MP4 stores it.
+/// How to write. An option that the chosen container has no use for is an error when it was set;
+/// threads and metadata apart, which only MP4 uses and stores.
 struct SinkOptions {
   /// A file; "-" or "/dev/stdout" for standard output (y4m and raw); for pictures a folder (frames
   /// become frame_00000.png, ...) or a pattern with one %d or %0Nd, such as out_%05d.png. Pictures

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -195,6 +196,49 @@ TEST(ReaderTest, LimitsAreKept) {
   EXPECT_EQ(code(limits), StatusCode::kOk);
   limits.threads = 0;
   EXPECT_EQ(code(limits), StatusCode::kInvalidArgument);
+}
+
+TEST(ReaderTest, TimeIsBounded) {
+  UF_REQUIRE_FFMPEG();
+  const TempFolder folder;
+  SinkOptions options;
+  options.path = folder / "large.mp4";
+  auto sink = open_sink(options, {1280, 720, 16, 1});
+  ASSERT_OK(sink.status());
+  const RgbImage frame = media_test::noise(1280, 720, 1);
+  for (int i = 0; i < 8; ++i) ASSERT_OK((*sink)->write(frame.view()));
+  ASSERT_OK((*sink)->finish());
+  ReaderLimits limits;
+  limits.timeout_ms = 1;  // a picture of noise takes some ten times as long
+  const Status status = read_video(options.path, limits).status;
+  EXPECT_EQ(status.code(), StatusCode::kDeadline) << status.to_string();
+}
+
+TEST(ReaderTest, StandardInputIsReadAsY4m) {
+  const TempFolder folder;
+  SinkOptions options;
+  options.path = folder / "a.y4m";
+  ASSERT_OK(media_test::write_pattern(options, {64, 48, 16, 1}, 6));
+  const std::vector<uint8_t> bytes = read_bytes(options.path);
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  const int status = media_test::in_child(
+      [&] {
+        ::close(ends[1]);
+        ::dup2(ends[0], STDIN_FILENO);
+        const ReadVideo video = read_video("-");
+        if (!video.status.ok() || video.frames.size() != 6) ::_exit(1);
+      },
+      [&] {
+        ::close(ends[0]);
+        // Pieces that end in the middle of lines and frames.
+        for (size_t at = 0; at < bytes.size(); at += 1009) {
+          const size_t size = std::min<size_t>(1009, bytes.size() - at);
+          EXPECT_EQ(::write(ends[1], bytes.data() + at, size), static_cast<ssize_t>(size));
+        }
+        ::close(ends[1]);
+      });
+  EXPECT_EQ(status, 0);
 }
 
 TEST(ReaderTest, ReadsTheContainersAndSampleFormatsThatPeopleBring) {
