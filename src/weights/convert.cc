@@ -1,7 +1,10 @@
 #include "weights/convert.h"
 
+#include <functional>
 #include <memory>
+#include <string_view>
 #include <system_error>
+#include <unordered_map>
 #include <utility>
 
 #include "core/check.h"
@@ -18,36 +21,64 @@ namespace fs = std::filesystem;
 
 enum class OutputFormat : uint8_t { kSafetensors, kTorchArchive };
 
-Result<OutputFormat> output_format(const fs::path& output, const ConvertOptions& options) {
-  const std::string extension = output.extension().string();
+// Where and how to write.
+struct Output {
+  fs::path path;
+  OutputFormat format = OutputFormat::kSafetensors;
+  int64_t shard_bytes = INT64_MAX;
+  std::string wrapper;
+
+  [[nodiscard]] std::vector<fs::path> files(const std::vector<TensorHeader>& headers) const {
+    if (format == OutputFormat::kTorchArchive) return {path};
+    return sharded_safetensors_paths(path, headers, shard_bytes);
+  }
+
+  Result<std::unique_ptr<TensorWriter>> create(std::vector<TensorHeader> headers,
+                                               const Metadata& metadata) const {
+    if (format == OutputFormat::kTorchArchive) {
+      return create_torch_archive_writer(path, std::move(headers), wrapper);
+    }
+    return create_sharded_safetensors_writer(path, std::move(headers), metadata, shard_bytes);
+  }
+};
+
+Status check_dtype(DType dtype, const fs::path& path) {
+  if (dtype_is_floating(dtype)) return {};
+  return make_status(StatusCode::kInvalidArgument,
+                     "{}: weights cannot become {}; use f32, bf16, f16 or f8_e4m3", path.string(),
+                     dtype_name(dtype));
+}
+
+Result<Output> plan_output(const fs::path& path, int64_t max_shard_bytes,
+                           const std::string& wrapper) {
+  Output output{path, OutputFormat::kSafetensors, INT64_MAX, wrapper};
+  const std::string extension = path.extension().string();
   if (extension == ".safetensors") {
-    if (!options.output_wrapper.empty()) {
+    if (!wrapper.empty()) {
       return make_status(StatusCode::kInvalidArgument,
                          "{}: safetensors files have no key around their tensors (\"{}\" was "
                          "asked for)",
-                         output.string(), printable(options.output_wrapper, 60));
+                         path.string(), printable(wrapper, 60));
     }
-    return OutputFormat::kSafetensors;
+    if (max_shard_bytes > 0) output.shard_bytes = max_shard_bytes;
+    return output;
   }
   if (extension == ".pt" || extension == ".pth") {
-    if (options.max_shard_bytes > 0) {
+    if (max_shard_bytes > 0) {
       return make_status(StatusCode::kInvalidArgument,
-                         "{}: only safetensors files can be cut into shards", output.string());
+                         "{}: only safetensors files can be cut into shards", path.string());
     }
-    return OutputFormat::kTorchArchive;
+    output.format = OutputFormat::kTorchArchive;
+    return output;
   }
   return make_status(StatusCode::kInvalidArgument,
                      "{}: the extension \"{}\" names no output format; use .safetensors, .pt or "
                      ".pth",
-                     output.string(), printable(extension, 40));
+                     path.string(), printable(extension, 40));
 }
 
-int64_t shard_bytes(const ConvertOptions& options) {
-  return options.max_shard_bytes > 0 ? options.max_shard_bytes : INT64_MAX;
-}
-
-Result<std::vector<TensorHeader>> plan_output(const Checkpoint& checkpoint,
-                                              const ConvertOptions& options) {
+Result<std::vector<TensorHeader>> plan_tensors(const Checkpoint& checkpoint,
+                                               const ConvertOptions& options) {
   std::vector<TensorHeader> headers;
   for (const TensorEntry& entry : checkpoint.entries()) {
     if (!entry.dtype()) {
@@ -83,7 +114,9 @@ class Sources {
     chain_.push_back(std::make_unique<CheckpointSource>(checkpoint));
   }
 
-  Status add(const Checkpoint& checkpoint, const ConvertAdapter& options) {
+  // Appends the adapter's files to `inputs`.
+  Status add(const Checkpoint& checkpoint, const ConvertAdapter& options,
+             std::vector<fs::path>& inputs) {
     LoraOptions lora;
     lora.alpha = options.alpha;
     UF_ASSIGN(LoraAdapter adapter, LoraAdapter::open(options.path, lora));
@@ -94,6 +127,7 @@ class Sources {
                            adapter.label(), printable(layer.name), checkpoint.label());
       }
     }
+    inputs.insert(inputs.end(), adapter.files().begin(), adapter.files().end());
     chain_.push_back(
         std::make_unique<LoraSource>(*chain_.back(), std::move(adapter), options.scale));
     return {};
@@ -105,36 +139,31 @@ class Sources {
   std::vector<std::unique_ptr<ParameterSource>> chain_;
 };
 
-Result<std::unique_ptr<TensorWriter>> create_writer(OutputFormat format, const fs::path& output,
-                                                    std::vector<TensorHeader> headers,
-                                                    const Checkpoint& checkpoint,
-                                                    const ConvertOptions& options) {
-  if (format == OutputFormat::kTorchArchive) {
-    return create_torch_archive_writer(output, std::move(headers), options.output_wrapper);
-  }
-  return create_sharded_safetensors_writer(output, std::move(headers), checkpoint.metadata(),
-                                           shard_bytes(options));
-}
-
-Status write_tensors(const Checkpoint& checkpoint, ParameterSource& source, TensorWriter& writer,
+// Finds, casts and writes all of writer.order(). `spec_of` says what to ask the source for, and
+// `written` is told each name that is done with.
+Status write_tensors(ParameterSource& source, TensorWriter& writer, std::string_view stage,
+                     const std::function<ParameterSpec(const TensorHeader&)>& spec_of,
+                     const std::function<void(const std::string&)>& written,
                      const ProgressFn& progress) {
-  Progress state{"converting", 0, 0};
+  Progress state{stage, 0, 0};
   const auto bytes_of = [](const TensorHeader& header) {
     return dense_bytes(element_type(header.dtype), header.shape).value_or(0);
   };
+  const auto cancelled = [&] { return progress && !progress(state); };
+  const Status stopped(StatusCode::kCancelled, fmt::format("{} was cancelled", stage));
   for (const TensorHeader& header : writer.order()) state.total += bytes_of(header);
   for (const TensorHeader& header : writer.order()) {
-    if (progress && !progress(state)) {
-      return Status(StatusCode::kCancelled, "the conversion was cancelled");
+    if (cancelled()) return stopped;
+    UF_ASSIGN(const Tensor tensor, source.find(spec_of(header)));
+    if (!tensor.defined() || tensor.shape() != header.shape) {
+      return make_status(StatusCode::kMalformed, "{} is {}, expected {}", printable(header.name),
+                         tensor.to_string(), header.shape.to_string());
     }
-    UF_ASSIGN(const Tensor tensor, source.find({header.name, header.shape, {}, false}));
     UF_TRY(writer.append(tensor.to(header.dtype)));
-    checkpoint.find(header.name)->release_pages();
+    written(header.name);
     state.done += bytes_of(header);
   }
-  if (progress && !progress(state)) {
-    return Status(StatusCode::kCancelled, "the conversion was cancelled");
-  }
+  if (cancelled()) return stopped;
   return writer.finish();
 }
 
@@ -142,28 +171,48 @@ Status write_tensors(const Checkpoint& checkpoint, ParameterSource& source, Tens
 
 Status convert_checkpoint(const fs::path& input, const fs::path& output,
                           const ConvertOptions& options, const ProgressFn& progress) {
-  if (options.dtype && !dtype_is_floating(*options.dtype)) {
-    return make_status(StatusCode::kInvalidArgument,
-                       "{}: weights cannot become {}; use f32, bf16, f16 or f8_e4m3",
-                       output.string(), dtype_name(*options.dtype));
-  }
-  UF_ASSIGN(const OutputFormat format, output_format(output, options));
+  if (options.dtype) UF_TRY(check_dtype(*options.dtype, output));
+  UF_ASSIGN(const Output plan,
+            plan_output(output, options.max_shard_bytes, options.output_wrapper));
   UF_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(input, options.input));
-  UF_ASSIGN(std::vector<TensorHeader> headers, plan_output(checkpoint, options));
+  UF_ASSIGN(std::vector<TensorHeader> headers, plan_tensors(checkpoint, options));
   std::vector<fs::path> inputs = checkpoint.files();
   Sources sources(checkpoint);
   for (const ConvertAdapter& adapter : options.adapters) {
-    UF_TRY(sources.add(checkpoint, adapter));
-    inputs.push_back(adapter.path);
+    UF_TRY(sources.add(checkpoint, adapter, inputs));
   }
-  UF_TRY(refuse_overwrite(inputs,
-                          format == OutputFormat::kTorchArchive
-                              ? std::vector<fs::path>{output}
-                              : sharded_safetensors_paths(output, headers, shard_bytes(options))));
+  UF_TRY(refuse_overwrite(inputs, plan.files(headers)));
   return without_exceptions([&]() -> Status {
     UF_ASSIGN(const std::unique_ptr<TensorWriter> writer,
-              create_writer(format, output, std::move(headers), checkpoint, options));
-    return write_tensors(checkpoint, sources.top(), *writer, progress);
+              plan.create(std::move(headers), checkpoint.metadata()));
+    return write_tensors(
+        sources.top(), *writer, "converting",
+        [](const TensorHeader& header) {
+          return ParameterSpec{header.name, header.shape, {}};
+        },
+        [&](const std::string& name) { checkpoint.find(name)->release_pages(); }, progress);
+  });
+}
+
+Status save_parameters(ParameterSource& source, const std::vector<ParameterSpec>& specs,
+                       const fs::path& output, const SaveOptions& options,
+                       const ProgressFn& progress) {
+  UF_TRY(check_dtype(options.dtype, output));
+  UF_ASSIGN(const Output plan,
+            plan_output(output, options.max_shard_bytes, options.output_wrapper));
+  return without_exceptions([&]() -> Status {
+    std::vector<TensorHeader> headers;
+    std::unordered_map<std::string_view, const ParameterSpec*> by_name;
+    for (const ParameterSpec& spec : specs) {
+      headers.push_back({spec.name, options.dtype, spec.shape});
+      by_name.emplace(spec.name, &spec);
+    }
+    UF_ASSIGN(const std::unique_ptr<TensorWriter> writer,
+              plan.create(std::move(headers), options.metadata));
+    return write_tensors(
+        source, *writer, "saving weights",
+        [&](const TensorHeader& header) { return *by_name.at(header.name); },
+        [](const std::string&) {}, progress);
   });
 }
 

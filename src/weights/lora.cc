@@ -167,6 +167,7 @@ Result<LoraAdapter> LoraAdapter::from_checkpoint(const Checkpoint& checkpoint,
                                                  const LoraOptions& options) {
   LoraAdapter adapter;
   adapter.label_ = checkpoint.label();
+  adapter.files_ = checkpoint.files();
   const std::string& label = adapter.label_;
   std::map<std::string, double> alphas;
   for (const TensorEntry& entry : checkpoint.entries()) {

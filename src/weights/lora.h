@@ -54,9 +54,12 @@ class LoraAdapter {
   /// The adapter of the layer whose weight has this name ("blocks.0.ffn.0.weight"), or null.
   [[nodiscard]] const LoraLayer* find_for_weight(std::string_view weight) const;
   [[nodiscard]] const std::string& label() const { return label_; }
+  /// The files it was read from.
+  [[nodiscard]] const std::vector<std::filesystem::path>& files() const { return files_; }
 
  private:
   std::string label_;
+  std::vector<std::filesystem::path> files_;
   std::vector<LoraLayer> layers_;  // in the order of the file
   std::unordered_map<std::string, size_t> by_name_;
 };

@@ -1,5 +1,6 @@
 #include "weights/safetensors.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
 #include <rapidcheck/gtest.h>
@@ -25,9 +26,9 @@ std::vector<NamedTensor> random_tensors() {
     for (int64_t& size : sizes) size = *rc::gen::inRange<int64_t>(0, 5);
     const DType dtype =
         *rc::gen::elementOf(std::vector<DType>(std::begin(kAllTypes), std::end(kAllTypes)));
-    const std::string name = "t" + std::to_string(i) +
-                             *rc::gen::elementOf(std::vector<std::string>{
-                                 "", ".weight", "\"quoted\\\"", " \xc3\xbc", "/slash"});
+    const std::string suffix = *rc::gen::elementOf(
+        std::vector<std::string>{"", ".weight", "\"quoted\\\"", " \xc3\xbc", "/slash"});
+    const std::string name = fmt::format("t{}{}", i, suffix);
     tensors.push_back({name, random_tensor(dtype, Shape(sizes), static_cast<uint64_t>(i))});
   }
   return tensors;

@@ -125,6 +125,18 @@ TEST(TorchArchiveTest, ReadsABareTensor) {
             (std::vector<float>{0, 1, 2, 3}));
 }
 
+TEST(TorchArchiveTest, MisalignedStoragesAreCopied) {
+  const std::string file = read_text(fixture("views.pt"));
+  for (size_t shift = 0; shift < 4; ++shift) {
+    const std::string shifted = std::string(shift, 'x') + file;
+    const auto contents = parse_torch_archive(as_byte_span(shifted).subspan(shift), "mem");
+    UF_ASSERT_OK(contents.status());
+    const auto& tensors = group(*contents, "").tensors;
+    EXPECT_EQ(floats(load_named(tensors, "row")), (std::vector<float>{6, 7, 8, 9, 10, 11}));
+    EXPECT_EQ(floats(load_named(tensors, "every_second")), (std::vector<float>{0, 3, 12, 15}));
+  }
+}
+
 RC_GTEST_PROP(TorchArchiveTest, RoundTrip, ()) {
   const TempFolder folder;
   const std::vector<DType> types = {DType::kF64,    DType::kF32, DType::kF16, DType::kBF16,

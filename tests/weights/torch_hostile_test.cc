@@ -32,6 +32,10 @@ std::string exponential_lists(int depth) {
   return whole(dict(items));
 }
 
+std::string wrapped(const std::string& value) {
+  return global("torch._utils", "_rebuild_parameter") + tuple({value, "\x88", "}"}) + "R";
+}
+
 std::vector<HostilePickle> hostile_pickles() {
   const auto bad = StatusCode::kMalformed;
   const std::string good = tensor(floats4(), 0, {4}, {1});
@@ -113,6 +117,8 @@ std::vector<HostilePickle> hostile_pickles() {
        whole(dict({text("a"), global("torch._utils", "_rebuild_parameter") +
                                   tuple({"N", "\x88", "N"}) + "R"})),
        bad, "a parameter without a tensor"},
+      {"wrapped_too_often", whole(dict({text("a"), wrapped(wrapped(wrapped(wrapped(good))))})), bad,
+       "wrapped more than 3 times"},
       {"storage_not_persistent", whole(dict({text("a"), tensor("}", 0, {4}, {1})})), bad,
        "storage in an unknown form"},
       {"storage_id_text", whole(dict({text("a"), tensor(text("0") + "Q", 0, {4}, {1})})), bad,
@@ -309,6 +315,40 @@ TEST(TorchHostileTest, EachArchiveIsRefusedWithItsCause) {
     write_text(folder / name, bytes);
     expect_failure(read_torch_archive(folder / name).status(), hostile.code, {name, hostile.cause});
   }
+}
+
+TEST(TorchHostileTest, DamagedSixtyFourBitFormIsRefused) {
+  const TempFolder folder;
+  write_archive(folder / "x", archive_files(whole("}")), /*zip64_from=*/0);
+  const std::string good = read_text(folder / "x");
+  UF_ASSERT_OK(parse_torch_archive(as_byte_span(good), "good").status());
+  constexpr std::string_view kEnd64("PK\x06\x06", 4);
+  constexpr std::string_view kLocator("PK\x06\x07", 4);
+  const auto refused = [&](size_t offset, uint64_t value, int count, StatusCode code,
+                           const char* cause) {
+    std::string bytes = good;
+    patch(bytes, offset, value, count);
+    expect_failure(parse_torch_archive(as_byte_span(bytes), "x.pt").status(), code,
+                   {"x.pt", cause});
+  };
+  const size_t end64 = good.rfind(kEnd64);
+  const size_t locator = good.rfind(kLocator);
+  const size_t entry = nth(good, kCentral, 0);
+  const size_t extra = entry + 46 + std::string_view("archive/data.pkl").size();
+  const auto bad = StatusCode::kMalformed;
+  refused(locator + 8, end64 + 1, 8, bad, "not where its locator says");
+  refused(locator + 8, UINT64_MAX, 8, bad, "not where its locator says");
+  refused(locator + 16, 2, 4, StatusCode::kUnsupported, "several parts");
+  refused(end64 + 4, 45, 8, bad, "not where its locator says");
+  refused(end64 + 24, 1, 8, StatusCode::kUnsupported, "several parts");
+  refused(end64 + 40, 7, 8, bad, "does not end where");
+  refused(end64 + 48, UINT64_MAX, 8, bad, "does not end where");
+  refused(good.rfind(kEnd) + 12, 7, 4, bad, "differ");
+  refused(extra, 0x7777, 2, bad, "no 64-bit sizes");
+  refused(extra + 2, 4, 2, bad, "cut short");
+  refused(extra + 2, 60000, 2, bad, "no 64-bit sizes");
+  refused(extra + 4, UINT64_MAX, 8, bad, "as its size");
+  refused(extra + 20, UINT64_MAX, 8, bad, "outside of the file");
 }
 
 TEST(TorchHostileTest, EntriesOnTopOfEachOtherAreRefused) {
