@@ -1,10 +1,7 @@
 #include "weights/convert.h"
 
-#include <functional>
 #include <memory>
-#include <string_view>
 #include <system_error>
-#include <unordered_map>
 #include <utility>
 
 #include "core/check.h"
@@ -41,13 +38,6 @@ struct Output {
     return create_sharded_safetensors_writer(path, std::move(headers), metadata, shard_bytes);
   }
 };
-
-Status check_dtype(DType dtype, const fs::path& path) {
-  if (dtype_is_floating(dtype)) return {};
-  return make_status(StatusCode::kInvalidArgument,
-                     "{}: weights cannot become {}; use f32, bf16, f16 or f8_e4m3", path.string(),
-                     dtype_name(dtype));
-}
 
 Result<Output> plan_output(const fs::path& path, int64_t max_shard_bytes,
                            const std::string& wrapper) {
@@ -139,28 +129,20 @@ class Sources {
   std::vector<std::unique_ptr<ParameterSource>> chain_;
 };
 
-// Finds, casts and writes all of writer.order(). `spec_of` says what to ask the source for, and
-// `written` is told each name that is done with.
-Status write_tensors(ParameterSource& source, TensorWriter& writer, std::string_view stage,
-                     const std::function<ParameterSpec(const TensorHeader&)>& spec_of,
-                     const std::function<void(const std::string&)>& written,
+Status write_tensors(const Checkpoint& checkpoint, ParameterSource& source, TensorWriter& writer,
                      const ProgressFn& progress) {
-  Progress state{stage, 0, 0};
+  Progress state{"converting", 0, 0};
   const auto bytes_of = [](const TensorHeader& header) {
     return dense_bytes(element_type(header.dtype), header.shape).value_or(0);
   };
   const auto cancelled = [&] { return progress && !progress(state); };
-  const Status stopped(StatusCode::kCancelled, fmt::format("{} was cancelled", stage));
+  const Status stopped(StatusCode::kCancelled, "the conversion was cancelled");
   for (const TensorHeader& header : writer.order()) state.total += bytes_of(header);
   for (const TensorHeader& header : writer.order()) {
     if (cancelled()) return stopped;
-    UF_ASSIGN(const Tensor tensor, source.find(spec_of(header)));
-    if (!tensor.defined() || tensor.shape() != header.shape) {
-      return make_status(StatusCode::kMalformed, "{} is {}, expected {}", printable(header.name),
-                         tensor.to_string(), header.shape.to_string());
-    }
+    UF_ASSIGN(const Tensor tensor, source.find({header.name, header.shape, {}, false}));
     UF_TRY(writer.append(tensor.to(header.dtype)));
-    written(header.name);
+    checkpoint.find(header.name)->release_pages();
     state.done += bytes_of(header);
   }
   if (cancelled()) return stopped;
@@ -171,7 +153,11 @@ Status write_tensors(ParameterSource& source, TensorWriter& writer, std::string_
 
 Status convert_checkpoint(const fs::path& input, const fs::path& output,
                           const ConvertOptions& options, const ProgressFn& progress) {
-  if (options.dtype) UF_TRY(check_dtype(*options.dtype, output));
+  if (options.dtype && !dtype_is_floating(*options.dtype)) {
+    return make_status(StatusCode::kInvalidArgument,
+                       "{}: weights cannot become {}; use f32, bf16, f16 or f8_e4m3",
+                       output.string(), dtype_name(*options.dtype));
+  }
   UF_ASSIGN(const Output plan,
             plan_output(output, options.max_shard_bytes, options.output_wrapper));
   UF_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(input, options.input));
@@ -185,34 +171,7 @@ Status convert_checkpoint(const fs::path& input, const fs::path& output,
   return without_exceptions([&]() -> Status {
     UF_ASSIGN(const std::unique_ptr<TensorWriter> writer,
               plan.create(std::move(headers), checkpoint.metadata()));
-    return write_tensors(
-        sources.top(), *writer, "converting",
-        [](const TensorHeader& header) {
-          return ParameterSpec{header.name, header.shape, {}};
-        },
-        [&](const std::string& name) { checkpoint.find(name)->release_pages(); }, progress);
-  });
-}
-
-Status save_parameters(ParameterSource& source, const std::vector<ParameterSpec>& specs,
-                       const fs::path& output, const SaveOptions& options,
-                       const ProgressFn& progress) {
-  UF_TRY(check_dtype(options.dtype, output));
-  UF_ASSIGN(const Output plan,
-            plan_output(output, options.max_shard_bytes, options.output_wrapper));
-  return without_exceptions([&]() -> Status {
-    std::vector<TensorHeader> headers;
-    std::unordered_map<std::string_view, const ParameterSpec*> by_name;
-    for (const ParameterSpec& spec : specs) {
-      headers.push_back({spec.name, options.dtype, spec.shape});
-      by_name.emplace(spec.name, &spec);
-    }
-    UF_ASSIGN(const std::unique_ptr<TensorWriter> writer,
-              plan.create(std::move(headers), options.metadata));
-    return write_tensors(
-        source, *writer, "saving weights",
-        [&](const TensorHeader& header) { return *by_name.at(header.name); },
-        [](const std::string&) {}, progress);
+    return write_tensors(checkpoint, sources.top(), *writer, progress);
   });
 }
 

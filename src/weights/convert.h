@@ -1,5 +1,4 @@
-// Whole checkpoint files, written tensor by tensor: conversion between formats, element types and
-// shards, merged adapters, and the parameters of a network from any source.
+// Conversion between checkpoint files: format, element type, shards, merged adapters.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +11,6 @@
 #include "ultraflash/log.h"
 #include "ultraflash/status.h"
 #include "weights/checkpoint.h"
-#include "weights/parameter_source.h"
-#include "weights/safetensors_writer.h"
 
 namespace ultraflash {
 
@@ -48,22 +45,5 @@ struct ConvertOptions {
 /// adapter does not fit; kIo when writing fails; kCancelled.
 Status convert_checkpoint(const std::filesystem::path& input, const std::filesystem::path& output,
                           const ConvertOptions& options, const ProgressFn& progress = {});
-
-struct SaveOptions {
-  DType dtype = DType::kF32;    // of all parameters; a floating-point type
-  int64_t max_shard_bytes = 0;  // as in ConvertOptions
-  std::string output_wrapper;   // as in ConvertOptions
-  Metadata metadata;            // safetensors only
-};
-
-/// Writes the parameters `specs` (Binder::specs() of a network bound to a SpecSource, say) as
-/// `source` has them, one at a time: random weights of any size, or a network while it is trained.
-/// The format follows from the extension of `output`, which is complete or does not appear. Fails
-/// as convert_checkpoint and ParameterSource::find do (kNotFound also for an optional parameter:
-/// leave those that are not wanted out of `specs`), and with kMalformed when a tensor is of another
-/// shape.
-Status save_parameters(ParameterSource& source, const std::vector<ParameterSpec>& specs,
-                       const std::filesystem::path& output, const SaveOptions& options,
-                       const ProgressFn& progress = {});
 
 }  // namespace ultraflash

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include "weights/binder.h"
 #include "weights/lora.h"
 #include "weights/safetensors_writer.h"
 #include "weights_test_util.h"
@@ -161,45 +160,6 @@ TEST(ConvertTest, ReportsProgressAndStops) {
                                            [&](const Progress&) { return ++calls < 3; });
   EXPECT_EQ(status.code(), StatusCode::kCancelled);
   EXPECT_EQ(folder.files(), (std::vector<std::string>{"a.safetensors", "b.pt"}));
-}
-
-TEST(SaveParametersTest, WritesRandomWeightsOfANetwork) {
-  const TempFolder folder;
-  SpecSource nothing;
-  Binder binder(nothing, "network");
-  static_cast<void>(binder.parameter("a.weight", {4, 8}, ParameterInit::fan_in({4, 8})));
-  static_cast<void>(binder.optional_parameter("a.bias", {4}, ParameterInit::zeros()));
-  for (const char* name : {"w.safetensors", "w.pt"}) {
-    RandomSource random(5);
-    SaveOptions options;
-    options.dtype = DType::kBF16;
-    options.output_wrapper = name == std::string("w.pt") ? "generator" : "";
-    UF_ASSERT_OK(save_parameters(random, binder.specs(), folder / name, options));
-    const auto written = Checkpoint::open(folder / name);
-    UF_ASSERT_OK(written.status());
-    EXPECT_EQ(written->wrapper(), options.output_wrapper);
-    for (const ParameterSpec& spec : binder.specs()) {
-      EXPECT_TRUE(same_bits(*written->tensor(spec.name), random.find(spec)->to(DType::kBF16)));
-    }
-  }
-}
-
-TEST(SaveParametersTest, RefusesWhatTheSourceLacks) {
-  const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
-  CheckpointSource source(*Checkpoint::open(folder / "a.safetensors"));
-  expect_failure(save_parameters(source, {{"none", {1}, {}, true}}, folder / "b.pt", {}),
-                 StatusCode::kNotFound, {"none"});
-  expect_failure(save_parameters(source, {{"steps", {4}, {}}}, folder / "b.pt", {}),
-                 StatusCode::kMalformed, {"steps is i64 [3], expected [4]"});
-  SpecSource nothing;
-  expect_failure(save_parameters(nothing, {{"steps", {4}, {}}}, folder / "b.pt", {}),
-                 StatusCode::kMalformed, {"steps is an absent tensor"});
-  SaveOptions options;
-  options.dtype = DType::kU8;
-  expect_failure(save_parameters(source, {}, folder / "b.pt", options),
-                 StatusCode::kInvalidArgument, {"cannot become u8"});
-  EXPECT_EQ(folder.files(), std::vector<std::string>{"a.safetensors"});
 }
 
 }  // namespace
