@@ -28,6 +28,13 @@ void Loader::prepare(Linear& linear) {
     if (!bias.defined()) return;
   }
   target_.executor->prepare(linear, {.compute = target_.compute, .streamed = target_.streamed});
+  // A streamed weight stays in its file.
+  if (!target_.streamed) count(linear.in_features * linear.out_features, target_.compute);
+}
+
+void Loader::count(int64_t elements, DType dtype) const {
+  if (target_.weight_bytes == nullptr) return;
+  *target_.weight_bytes += static_cast<uint64_t>(elements) * dtype_size(dtype);
 }
 
 Linear Loader::linear(std::string_view name, int64_t in, int64_t out, bool bias, float gain) {
@@ -68,6 +75,7 @@ Conv Loader::conv(std::string_view name, const Shape& weight, bool bias, float g
   }
   if (target_.executor != nullptr && conv.weight.defined() && (!bias || conv.bias.defined())) {
     target_.executor->prepare(conv, {.compute = target_.compute});
+    count(conv.weight.numel(), target_.compute);
   }
   return conv;
 }
@@ -113,6 +121,7 @@ Tensor Loader::vector(std::string_view name, const Shape& stored, const Shape& s
                       const ParameterInit& init) {
   const Tensor bound = binder_.parameter(name, stored, init);
   if (target_.executor == nullptr || !bound.defined()) return {};
+  count(bound.numel(), DType::kF32);
   return target_.executor->to_device(bound.reshape(shape), DType::kF32);
 }
 

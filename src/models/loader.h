@@ -18,6 +18,8 @@ struct LoadTarget {
   Executor* executor = nullptr;
   DType compute = DType::kF32;  // type of the activations
   bool streamed = false;        // see PrepareOptions
+  /// Adds up what the weights take in the executor's memory, when not null.
+  uint64_t* weight_bytes = nullptr;
 };
 
 /// Seen by a network while it binds. Copies share the binder.
@@ -57,6 +59,7 @@ class Loader {
 
  private:
   void prepare(Linear& linear);
+  void count(int64_t elements, DType dtype) const;
 
   Binder binder_;
   LoadTarget target_;

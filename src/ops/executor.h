@@ -43,7 +43,8 @@ class Executor {
   [[nodiscard]] Tensor to_device(const Tensor& host, DType dtype) {
     return do_to_device(host, dtype);
   }
-  /// Copy in host memory; waits for the operations that make it.
+  /// The elements in host memory, contiguous; waits for the operations that make them. Where the
+  /// executor works in host memory this is the same handle.
   [[nodiscard]] Tensor to_host(const Tensor& x) { return do_to_host(x); }
   /// Element-wise copy between tensors of this executor; shapes equal, either may be strided.
   void copy(const Tensor& destination, const Tensor& source);

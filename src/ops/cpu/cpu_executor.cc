@@ -94,7 +94,7 @@ Tensor CpuExecutor::do_to_device(const Tensor& host, DType dtype) {
   return out;
 }
 
-Tensor CpuExecutor::do_to_host(const Tensor& x) { return x.copy(); }
+Tensor CpuExecutor::do_to_host(const Tensor& x) { return x.contiguous() ? x : x.copy(); }
 
 void CpuExecutor::do_fill_zero(const Tensor& x) {
   UF_CHECK(x.contiguous(), "zeros: {} is strided", x.to_string());

@@ -1,0 +1,12 @@
+# cmake -DOUTPUT=... -DFILES=a.json;b.json -P embed_presets.cmake: writes the presets as a C++ file.
+set(code "// Generated from src/recipes/presets.\n#include \"recipes/presets.h\"\n\n#include <array>\n\nnamespace ultraflash {\nnamespace {\n\n")
+list(SORT FILES)
+list(LENGTH FILES count)
+string(APPEND code "constexpr std::array<Preset, ${count}> kPresets = {{\n")
+foreach(file ${FILES})
+  get_filename_component(name ${file} NAME_WE)
+  file(READ ${file} json)
+  string(APPEND code "    {\"${name}\", R\"preset(${json})preset\"},\n")
+endforeach()
+string(APPEND code "}};\n\n}  // namespace\n\nstd::span<const Preset> all_presets() { return kPresets; }\n\n}  // namespace ultraflash\n")
+file(WRITE ${OUTPUT} "${code}")
