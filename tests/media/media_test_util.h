@@ -193,6 +193,28 @@ inline bool has_ffprobe() {
   return output_of("ffprobe -version").find("ffprobe version") != std::string::npos;
 }
 
+#if defined(__has_feature)
+#define UF_TEST_HAS_FEATURE(x) __has_feature(x)
+#else
+#define UF_TEST_HAS_FEATURE(x) 0
+#endif
+
+constexpr bool address_sanitizer() {
+#if defined(__SANITIZE_ADDRESS__) || UF_TEST_HAS_FEATURE(address_sanitizer)
+  return true;
+#else
+  return false;
+#endif
+}
+
+constexpr bool thread_sanitizer() {
+#if defined(__SANITIZE_THREAD__) || UF_TEST_HAS_FEATURE(thread_sanitizer)
+  return true;
+#else
+  return false;
+#endif
+}
+
 }  // namespace ultraflash::media_test
 
 #define UF_REQUIRE_FFMPEG()                                                    \

@@ -39,20 +39,6 @@ int64_t resident_kib() {
   return resident * (::sysconf(_SC_PAGESIZE) / 1024);
 }
 
-bool address_sanitizer() {
-#if defined(__SANITIZE_ADDRESS__)
-  return true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-  return true;
-#else
-  return false;
-#endif
-#else
-  return false;
-#endif
-}
-
 TEST(Mp4Test, RoundTripsInEveryEncoderWithExactTimes) {
   UF_REQUIRE_FFMPEG();
   const TempFolder folder;
@@ -365,7 +351,7 @@ TEST(Mp4Test, WhenFinishingFailsThePartStaysAndTheOldFileToo) {
 
 TEST(Mp4Test, MemoryDoesNotGrowWithTheStream) {
   UF_REQUIRE_FFMPEG();
-  if (address_sanitizer()) GTEST_SKIP() << "the address sanitizer keeps freed memory";
+  if (media_test::address_sanitizer()) GTEST_SKIP() << "the address sanitizer keeps freed memory";
   const TempFolder folder;
   auto sink = open_sink(mp4(folder / "a.mp4"), {64, 64, 16, 1});
   ASSERT_OK(sink.status());

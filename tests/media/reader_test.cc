@@ -192,8 +192,10 @@ TEST(ReaderTest, LimitsAreKept) {
   limits.max_frames = 12;
   EXPECT_EQ(code(limits), StatusCode::kOk);
   limits = {};
-  limits.threads = 4;
-  EXPECT_EQ(code(limits), StatusCode::kOk);
+  if (!media_test::thread_sanitizer()) {  // which cannot see how libavcodec's threads agree
+    limits.threads = 4;
+    EXPECT_EQ(code(limits), StatusCode::kOk);
+  }
   limits.threads = 0;
   EXPECT_EQ(code(limits), StatusCode::kInvalidArgument);
 }
