@@ -19,12 +19,12 @@ constexpr size_t kLargestWrite = size_t{1} << 30;  // Linux takes at most 2 GiB 
 
 }  // namespace
 
-OutputFile::OutputFile(const std::filesystem::path& path) : path_(path), part_(path) {
+CheckpointFile::CheckpointFile(const std::filesystem::path& path) : path_(path), part_(path) {
   part_ += ".part";
 }
 
-Result<OutputFile> OutputFile::create(const std::filesystem::path& path) {
-  OutputFile file(path);
+Result<CheckpointFile> CheckpointFile::create(const std::filesystem::path& path) {
+  CheckpointFile file(path);
   // O_NOFOLLOW: a link left under the part name must not choose what is overwritten.
   file.descriptor_ =
       ::open(file.part_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
@@ -34,7 +34,7 @@ Result<OutputFile> OutputFile::create(const std::filesystem::path& path) {
   return file;
 }
 
-OutputFile::OutputFile(OutputFile&& other) noexcept
+CheckpointFile::CheckpointFile(CheckpointFile&& other) noexcept
     : path_(std::move(other.path_)),
       part_(std::move(other.part_)),
       descriptor_(std::exchange(other.descriptor_, -1)),
@@ -42,7 +42,7 @@ OutputFile::OutputFile(OutputFile&& other) noexcept
       position_(other.position_),
       buffer_(std::move(other.buffer_)) {}
 
-OutputFile& OutputFile::operator=(OutputFile&& other) noexcept {
+CheckpointFile& CheckpointFile::operator=(CheckpointFile&& other) noexcept {
   if (this != &other) {
     abandon();
     path_ = std::move(other.path_);
@@ -55,22 +55,22 @@ OutputFile& OutputFile::operator=(OutputFile&& other) noexcept {
   return *this;
 }
 
-OutputFile::~OutputFile() { abandon(); }
+CheckpointFile::~CheckpointFile() { abandon(); }
 
-void OutputFile::abandon() noexcept {
+void CheckpointFile::abandon() noexcept {
   if (descriptor_ >= 0) ::close(descriptor_);
   if (pending_) ::unlink(part_.c_str());
   descriptor_ = -1;
   pending_ = false;
 }
 
-Status OutputFile::failure(const char* action) const {
+Status CheckpointFile::failure(const char* action) const {
   const int error = errno;
   return make_status(StatusCode::kIo, "{}: cannot {} the file after {} bytes: {}", path_.string(),
                      action, position_, std::generic_category().message(error));
 }
 
-Status OutputFile::write(ByteSpan bytes) {
+Status CheckpointFile::write(ByteSpan bytes) {
   UF_CHECK(descriptor_ >= 0, "{} is closed", path_.string());
   if (bytes.size() > kBufferBytes - buffer_.size()) {
     UF_TRY(flush());
@@ -84,13 +84,13 @@ Status OutputFile::write(ByteSpan bytes) {
   return {};
 }
 
-Status OutputFile::flush() {
+Status CheckpointFile::flush() {
   UF_TRY(write_through(buffer_));
   buffer_.clear();
   return {};
 }
 
-Status OutputFile::write_through(ByteSpan bytes) {
+Status CheckpointFile::write_through(ByteSpan bytes) {
   while (!bytes.empty()) {
     const ssize_t written =
         ::write(descriptor_, bytes.data(), std::min(bytes.size(), kLargestWrite));
@@ -103,7 +103,7 @@ Status OutputFile::write_through(ByteSpan bytes) {
   return {};
 }
 
-Status OutputFile::close() {
+Status CheckpointFile::close() {
   if (descriptor_ < 0) return {};
   UF_TRY(flush());
   // A full disk may only show here, and the name must not point at data that a crash could lose.
@@ -112,7 +112,7 @@ Status OutputFile::close() {
   return {};
 }
 
-Status OutputFile::commit() {
+Status CheckpointFile::commit() {
   UF_TRY(close());
   UF_CHECK(pending_, "{} was committed twice", path_.string());
   if (std::rename(part_.c_str(), path_.c_str()) != 0) return failure("rename");

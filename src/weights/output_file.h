@@ -1,4 +1,4 @@
-// OutputFile: a file that appears under its name complete, or not at all.
+// CheckpointFile: a file that appears under its name complete, or not at all.
 #pragma once
 
 #include <cstddef>
@@ -13,17 +13,17 @@
 namespace ultraflash {
 
 /// Writes go to `<path>.part`; commit() renames it over `path`. Until then `path` is untouched, and
-/// an OutputFile that goes away uncommitted removes its part file.
-class OutputFile {
+/// an CheckpointFile that goes away uncommitted removes its part file.
+class CheckpointFile {
  public:
   /// kIo when the file cannot be created (no such folder, no permission).
-  static Result<OutputFile> create(const std::filesystem::path& path);
+  static Result<CheckpointFile> create(const std::filesystem::path& path);
 
-  OutputFile(OutputFile&& other) noexcept;
-  OutputFile& operator=(OutputFile&& other) noexcept;
-  OutputFile(const OutputFile&) = delete;
-  OutputFile& operator=(const OutputFile&) = delete;
-  ~OutputFile();
+  CheckpointFile(CheckpointFile&& other) noexcept;
+  CheckpointFile& operator=(CheckpointFile&& other) noexcept;
+  CheckpointFile(const CheckpointFile&) = delete;
+  CheckpointFile& operator=(const CheckpointFile&) = delete;
+  ~CheckpointFile();
 
   /// Appends `bytes`. kIo with the system's reason when the disk is full or fails.
   Status write(ByteSpan bytes);
@@ -38,7 +38,7 @@ class OutputFile {
   Status commit();
 
  private:
-  explicit OutputFile(const std::filesystem::path& path);
+  explicit CheckpointFile(const std::filesystem::path& path);
   Status write_through(ByteSpan bytes);
   Status flush();
   Status failure(const char* action) const;

@@ -126,7 +126,7 @@ class SafetensorsWriter final : public TensorWriter {
 
   Status complete() override {
     while (files_.size() < shards_.size()) UF_TRY(open_next());
-    for (OutputFile& file : files_) UF_TRY(file.commit());
+    for (CheckpointFile& file : files_) UF_TRY(file.commit());
     return index_.empty() ? Status() : write_index();
   }
 
@@ -134,7 +134,7 @@ class SafetensorsWriter final : public TensorWriter {
   Status open_next() {
     if (!files_.empty()) UF_TRY(files_.back().close());
     const Shard& shard = shards_[files_.size()];
-    UF_ASSIGN(OutputFile file, OutputFile::create(shard.path));
+    UF_ASSIGN(CheckpointFile file, CheckpointFile::create(shard.path));
     const std::span<const TensorHeader> tensors(order().data() + shard.begin,
                                                 shard.end - shard.begin);
     const std::string header = header_text(tensors, metadata_);
@@ -156,7 +156,7 @@ class SafetensorsWriter final : public TensorWriter {
     }
     const nlohmann::json index = {{"metadata", {{"total_size", total}}},
                                   {"weight_map", std::move(weight_map)}};
-    UF_ASSIGN(OutputFile file, OutputFile::create(index_));
+    UF_ASSIGN(CheckpointFile file, CheckpointFile::create(index_));
     UF_TRY(file.write(index.dump(/*indent=*/2) + "\n"));
     return file.commit();
   }
@@ -164,7 +164,7 @@ class SafetensorsWriter final : public TensorWriter {
   Metadata metadata_;
   std::vector<Shard> shards_;
   std::filesystem::path index_;
-  std::vector<OutputFile> files_;  // one per shard begun; all but the last are closed
+  std::vector<CheckpointFile> files_;  // one per shard begun; all but the last are closed
 };
 
 }  // namespace

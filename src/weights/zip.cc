@@ -288,7 +288,7 @@ class LittleEndian {
 }  // namespace
 
 Result<ZipWriter> ZipWriter::create(const std::filesystem::path& path, uint64_t zip64_from) {
-  UF_ASSIGN(OutputFile file, OutputFile::create(path));
+  UF_ASSIGN(CheckpointFile file, CheckpointFile::create(path));
   return ZipWriter(std::move(file), zip64_from);
 }
 

@@ -61,10 +61,10 @@ class ZipWriter {
     uint64_t offset = 0;  // of the local header
   };
 
-  ZipWriter(OutputFile file, uint64_t zip64_from)
+  ZipWriter(CheckpointFile file, uint64_t zip64_from)
       : file_(std::move(file)), zip64_from_(zip64_from) {}
 
-  OutputFile file_;
+  CheckpointFile file_;
   uint64_t zip64_from_;
   std::vector<Record> records_;
 };

@@ -36,7 +36,7 @@ TEST(MappedFileTest, ReplacedFileStaysReadable) {
   write_text(folder / "a.bin", "old");
   const auto file = MappedFile::open(folder / "a.bin");
   UF_ASSERT_OK(file.status());
-  Result<OutputFile> output = OutputFile::create(folder / "a.bin");
+  Result<CheckpointFile> output = CheckpointFile::create(folder / "a.bin");
   UF_ASSERT_OK(output.status());
   UF_ASSERT_OK(output->write("n"));
   UF_ASSERT_OK(output->commit());
@@ -61,11 +61,11 @@ TEST(MappedFileTest, RefusesWhatIsNoFile) {
 TEST(OutputFileTest, AppearsOnlyWhenCommitted) {
   const TempFolder folder;
   {
-    Result<OutputFile> file = OutputFile::create(folder / "a");
+    Result<CheckpointFile> file = CheckpointFile::create(folder / "a");
     UF_ASSERT_OK(file.status());
     UF_ASSERT_OK(file->write("part"));
     EXPECT_EQ(folder.files(), std::vector<std::string>{"a.part"});
-    OutputFile moved = std::move(*file);
+    CheckpointFile moved = std::move(*file);
     UF_ASSERT_OK(moved.close());
   }
   EXPECT_TRUE(folder.files().empty());
@@ -73,7 +73,7 @@ TEST(OutputFileTest, AppearsOnlyWhenCommitted) {
 
 TEST(OutputFileTest, LargeAndSmallWritesKeepTheirOrder) {
   const TempFolder folder;
-  Result<OutputFile> file = OutputFile::create(folder / "a");
+  Result<CheckpointFile> file = CheckpointFile::create(folder / "a");
   UF_ASSERT_OK(file.status());
   std::string expected;
   for (int i = 0; i < 8; ++i) {
@@ -89,7 +89,7 @@ TEST(OutputFileTest, LargeAndSmallWritesKeepTheirOrder) {
 
 TEST(OutputFileTest, FailuresAreIoAndLeaveNothing) {
   const TempFolder folder;
-  expect_failure(OutputFile::create(folder / "no" / "a").status(), StatusCode::kIo,
+  expect_failure(CheckpointFile::create(folder / "no" / "a").status(), StatusCode::kIo,
                  {"cannot create", "No such file"});
   // A limit on file sizes stands for a full disk: write() fails in the same place.
   rlimit before{};
@@ -100,7 +100,7 @@ TEST(OutputFileTest, FailuresAreIoAndLeaveNothing) {
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
   Status status;
   {
-    Result<OutputFile> file = OutputFile::create(folder / "a");
+    Result<CheckpointFile> file = CheckpointFile::create(folder / "a");
     status = file->write(std::string(8 << 20, 'x'));
   }
   ::setrlimit(RLIMIT_FSIZE, &before);

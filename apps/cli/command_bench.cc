@@ -1,0 +1,311 @@
+// ultraflash bench: how fast a recipe runs here, end to end and stage by stage.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common.h"
+#include "media/frame_sink.h"
+#include "settings.h"
+#include "ultraflash/engine.h"
+#include "ultraflash/recipe.h"
+#include "ultraflash/version.h"
+
+namespace ultraflash::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct BenchSettings {
+  EngineSettings engine;
+  StreamSettings stream;
+  std::string prompt = "a red circle moving right";
+  int64_t clips = 5;
+  int64_t chunks = 0;
+  bool no_encode = false;
+  std::string json_file;
+  bool json = false;
+};
+
+double seconds_between(Clock::time_point a, Clock::time_point b) {
+  return std::chrono::duration<double>(b - a).count();
+}
+
+double percentile(std::vector<double> values, double p) {
+  if (values.empty()) return 0.0;
+  std::sort(values.begin(), values.end());
+  const double position = p * static_cast<double>(values.size() - 1);
+  const auto low = static_cast<size_t>(position);
+  const size_t high = std::min(low + 1, values.size() - 1);
+  return values[low] + (position - static_cast<double>(low)) * (values[high] - values[low]);
+}
+
+// "VmHWM:" of /proc/self/status, in bytes.
+uint64_t peak_resident_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;
+  }
+  return 0;
+}
+
+struct ClipTimes {
+  double total = 0.0;
+  double first = 0.0;
+  std::vector<double> intervals;  // between deliveries, after the first
+  int64_t frames = 0;
+  std::vector<double> fps_with_encoder;
+};
+
+// Runs the stream that `session` has begun; writes to `sink` when not null.
+Result<ClipTimes> run_clip(Session& session, Clock::time_point begin, FrameSink* sink) {
+  ClipTimes times;
+  Clock::time_point last = begin;
+  for (;;) {
+    Result<Frames> frames = session.next();
+    if (!frames.ok()) {
+      if (frames.status().code() != StatusCode::kEnd) return frames.status();
+      break;
+    }
+    const Clock::time_point now = Clock::now();
+    if (times.frames == 0) {
+      times.first = seconds_between(begin, now);
+    } else {
+      times.intervals.push_back(seconds_between(last, now));
+    }
+    last = now;
+    times.frames += frames->count;
+    for (int64_t i = 0; sink != nullptr && i < frames->count; ++i) {
+      UF_TRY(sink->write(
+          RgbFrame::contiguous(frames->picture(i).data(), frames->width, frames->height)));
+    }
+  }
+  if (sink != nullptr) UF_TRY(sink->finish());
+  times.total = seconds_between(begin, Clock::now());
+  return times;
+}
+
+struct Measured {
+  EngineInfo info;
+  double load_seconds = 0.0;
+  double cold_first = 0.0;
+  std::vector<ClipTimes> clips;
+  std::optional<ClipTimes> encoded;
+  std::string encoder;
+  SessionStats stats;  // of the last clip
+  int64_t arena_requests_after_warm_up = 0;
+};
+
+Result<Measured> measure(const BenchSettings& settings, const Recipe& recipe,
+                         ProgressLine& progress) {
+  Measured m;
+  UF_ASSIGN(EngineOptions engine_options, settings.engine.engine_options());
+  engine_options.log = stderr_logger();
+  const Clock::time_point begin = Clock::now();
+  UF_ASSIGN(const Engine engine, Engine::load(recipe, engine_options));
+  m.load_seconds = seconds_between(begin, Clock::now());
+  m.info = engine.info();
+
+  SessionOptions options;
+  options.prompt = settings.prompt;
+  options.chunks = settings.chunks;
+  UF_TRY(settings.stream.fill(options));
+  const auto total = static_cast<double>(settings.clips + (settings.no_encode ? 1 : 2));
+  progress.update(0.0, "warm-up clip");
+  Clock::time_point start = Clock::now();
+  UF_ASSIGN(Session session, engine.start(options));
+  UF_ASSIGN(const ClipTimes cold, run_clip(session, start, nullptr));
+  m.cold_first = cold.first;
+  const int64_t requests = session.stats().arena_requests;
+  for (int64_t i = 0; i < settings.clips; ++i) {
+    progress.update(static_cast<double>(i + 1) / total,
+                    fmt::format("clip {} of {}", i + 1, settings.clips));
+    options.seed = settings.stream.seed + static_cast<uint64_t>(i) + 1;
+    start = Clock::now();
+    UF_TRY(session.restart(options));
+    UF_ASSIGN(ClipTimes clip, run_clip(session, start, nullptr));
+    m.clips.push_back(std::move(clip));
+  }
+  m.stats = session.stats();
+  m.arena_requests_after_warm_up = m.stats.arena_requests - requests;
+  if (settings.no_encode || available_video_encoders().empty()) return m;
+
+  progress.update((total - 1.0) / total, "clip with encoding");
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / fmt::format("ultraflash-bench-{}.mp4", getpid());
+  SinkOptions sink_options;
+  sink_options.path = file.string();
+  start = Clock::now();
+  UF_TRY(session.restart(options));
+  UF_ASSIGN(const std::unique_ptr<FrameSink> sink,
+            open_sink(sink_options, {m.info.width, m.info.height, m.info.frames_per_second, 1}));
+  m.encoder = sink->name();
+  Result<ClipTimes> encoded = run_clip(session, start, sink.get());
+  std::error_code error;
+  std::filesystem::remove(file, error);
+  if (!encoded.ok()) return encoded.status();
+  m.encoded = *std::move(encoded);
+  return m;
+}
+
+std::vector<double> rates(const std::vector<ClipTimes>& clips) {
+  std::vector<double> values;
+  for (const ClipTimes& clip : clips)
+    values.push_back(static_cast<double>(clip.frames) / clip.total);
+  return values;
+}
+
+nlohmann::ordered_json to_json(const BenchSettings& settings, const Measured& m) {
+  nlohmann::ordered_json json;
+  json["version"] = version();
+  json["commit"] = commit();
+  nlohmann::ordered_json& all = json["settings"];
+  settings.engine.write(all);
+  settings.stream.write(all);
+  all["prompt"] = settings.prompt;
+  all["clips"] = settings.clips;
+  all["chunks"] = settings.chunks;
+  json["device"] = m.info.device;
+  json["dtype"] = m.info.dtype;
+  json["width"] = m.info.width;
+  json["height"] = m.info.height;
+  json["random_weights"] = m.info.random_weights;
+  json["load_seconds"] = m.load_seconds;
+  json["first_frames_cold_seconds"] = m.cold_first;
+  std::vector<double> firsts;
+  std::vector<double> intervals;
+  for (const ClipTimes& clip : m.clips) {
+    firsts.push_back(clip.first);
+    intervals.insert(intervals.end(), clip.intervals.begin(), clip.intervals.end());
+  }
+  json["first_frames_warm_seconds"] = percentile(firsts, 0.5);
+  json["frames_per_clip"] = m.clips.front().frames;
+  const std::vector<double> fps = rates(m.clips);
+  json["fps"] = {{"median", percentile(fps, 0.5)},
+                 {"min", percentile(fps, 0.0)},
+                 {"max", percentile(fps, 1.0)}};
+  json["real_time_factor"] =
+      static_cast<double>(m.info.frames_per_second) / std::max(percentile(fps, 0.5), 1e-9);
+  json["delivery_interval_seconds"] = {{"p50", percentile(intervals, 0.5)},
+                                       {"p95", percentile(intervals, 0.95)},
+                                       {"p99", percentile(intervals, 0.99)}};
+  if (m.encoded) {
+    json["fps_with_encoding"] = static_cast<double>(m.encoded->frames) / m.encoded->total;
+    json["encoder"] = m.encoder;
+  }
+  nlohmann::ordered_json stages = nlohmann::ordered_json::array();
+  for (const SessionStats::Stage& stage : m.stats.stages) {
+    stages.push_back(
+        {{"stage", stage.name},
+         {"calls", stage.calls},
+         {"ms_per_call",
+          1e3 * stage.seconds / static_cast<double>(std::max<int64_t>(stage.calls, 1))},
+         {"ms_per_frame",
+          1e3 * stage.seconds / static_cast<double>(std::max<int64_t>(m.stats.frames, 1))}});
+  }
+  json["stages"] = stages;
+  json["memory"] = {{"weights_bytes", m.info.weight_bytes},
+                    {"arena_peak_bytes", m.stats.arena_peak_bytes},
+                    {"arena_reserved_bytes", m.stats.arena_reserved_bytes},
+                    {"peak_resident_bytes", peak_resident_bytes()},
+                    {"arena_requests_after_warm_up", m.arena_requests_after_warm_up}};
+  return json;
+}
+
+void print(const nlohmann::ordered_json& json, const std::string& recipe) {
+  const auto number = [&](const char* key) { return json[key].get<double>(); };
+  fmt::print("{} at {}x{} on {}, {}{}\n", recipe, json["width"].get<int64_t>(),
+             json["height"].get<int64_t>(), json["device"].get<std::string>(),
+             json["dtype"].get<std::string>(),
+             json["random_weights"].get<bool>() ? ", random weights" : "");
+  fmt::print(
+      "  frames per second    {:8.2f}   (median of {} clips of {} frames; {:.2f} to {:.2f})\n",
+      json["fps"]["median"].get<double>(), json["settings"]["clips"].get<int64_t>(),
+      json["frames_per_clip"].get<int64_t>(), json["fps"]["min"].get<double>(),
+      json["fps"]["max"].get<double>());
+  if (json.contains("fps_with_encoding")) {
+    fmt::print("  with encoding        {:8.2f}   ({})\n", number("fps_with_encoding"),
+               json["encoder"].get<std::string>());
+  }
+  fmt::print("  real-time factor     {:8.3f}   (below 1 keeps up)\n", number("real_time_factor"));
+  fmt::print("  first frames         {:8.3f} s warm, {:.3f} s cold, after {:.3f} s of loading\n",
+             number("first_frames_warm_seconds"), number("first_frames_cold_seconds"),
+             number("load_seconds"));
+  const auto& interval = json["delivery_interval_seconds"];
+  fmt::print("  delivery interval    {:8.3f} s p50, {:.3f} s p95, {:.3f} s p99\n",
+             interval["p50"].get<double>(), interval["p95"].get<double>(),
+             interval["p99"].get<double>());
+  fmt::print("  {:<12} {:>6} {:>12} {:>13}\n", "stage", "calls", "ms per call", "ms per frame");
+  for (const auto& stage : json["stages"]) {
+    fmt::print("  {:<12} {:>6} {:>12.2f} {:>13.3f}\n", stage["stage"].get<std::string>(),
+               stage["calls"].get<int64_t>(), stage["ms_per_call"].get<double>(),
+               stage["ms_per_frame"].get<double>());
+  }
+  const auto& memory = json["memory"];
+  fmt::print(
+      "  memory: weights {}, caches and activations {}, resident peak {}; {} requests to the "
+      "system after the warm-up\n",
+      human_bytes(memory["weights_bytes"].get<uint64_t>()),
+      human_bytes(memory["arena_peak_bytes"].get<uint64_t>()),
+      human_bytes(memory["peak_resident_bytes"].get<uint64_t>()),
+      memory["arena_requests_after_warm_up"].get<int64_t>());
+}
+
+int run_bench(BenchSettings settings) {
+  if (settings.clips < 1 || settings.clips > 10'000) {
+    return fail(
+        {StatusCode::kInvalidArgument, fmt::format("--clips {}; give 1 to 10000", settings.clips)});
+  }
+  const Result<Recipe> recipe = Recipe::find(settings.engine.recipe);
+  if (!recipe.ok()) return fail(recipe.status());
+  if (settings.chunks == 0) settings.chunks = 7;  // 21 latent frames, as the published clips
+  ProgressLine progress(/*quiet=*/false);
+  const Result<Measured> measured = measure(settings, *recipe, progress);
+  progress.finish();
+  if (!measured.ok()) return fail(measured.status());
+  const nlohmann::ordered_json json = to_json(settings, *measured);
+  if (!settings.json_file.empty()) {
+    std::ofstream file(settings.json_file);
+    file << json.dump(2) << "\n";
+    if (!file.flush()) {
+      return fail({StatusCode::kIo, fmt::format("{}: cannot be written", settings.json_file)});
+    }
+  }
+  if (settings.json) {
+    fmt::print("{}\n", json.dump(2));
+  } else {
+    print(json, recipe->name());
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Command& chosen) {
+  auto settings = std::make_shared<BenchSettings>();
+  CLI::App* command = app.add_subcommand("bench", "Measure speed and memory of a recipe");
+  command->add_option("-p,--prompt", settings->prompt, "Prompt of the clips")
+      ->capture_default_str();
+  command->add_option("--clips", settings->clips, "Measured clips, after one to warm up")
+      ->capture_default_str();
+  command
+      ->add_option("--chunks", settings->chunks, "Chunks of a clip; 0: 7, as the published clips")
+      ->capture_default_str();
+  command->add_flag("--no-encode", settings->no_encode,
+                    "Leave out the clip that is encoded to MP4");
+  command->add_option("--json-file", settings->json_file, "Also write the result to this file");
+  command->add_flag("--json", settings->json, "Print JSON instead of a table");
+  settings->engine.add_to(*command);
+  settings->stream.add_to(*command);
+  command->callback([settings, &chosen] { chosen = [settings] { return run_bench(*settings); }; });
+}
+
+}  // namespace ultraflash::cli

@@ -1,0 +1,66 @@
+// What all subcommands share: exit statuses, output, logging, progress.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "ultraflash/log.h"
+#include "ultraflash/status.h"
+
+namespace ultraflash::cli {
+
+/// Exit status of a command that ran and whose answer is no (verify over its tolerance).
+inline constexpr int kAnswerIsNo = 1;
+
+/// Prints the message on stderr and returns the exit status of its code (docs/command-line.md).
+int fail(const Status& status);
+
+/// Sets up logging on stderr: warnings and errors, with `verbose` everything.
+void init_logging(bool verbose, bool quiet);
+/// A logger that writes there.
+Logger stderr_logger();
+
+/// True when stderr is a terminal, so that a bar may be drawn over itself.
+bool stderr_is_terminal();
+
+/// "1.4 GB", "36 MB", "512 B": decimal units.
+std::string human_bytes(uint64_t bytes);
+/// "1.42 B", "36 M": counts of parameters.
+std::string human_count(int64_t count);
+
+/// A progress bar on a terminal, plain lines otherwise. One line per unit of work, never on stdout.
+class ProgressLine {
+ public:
+  explicit ProgressLine(bool quiet);
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+  ~ProgressLine();
+
+  /// `fraction` in [0, 1], or negative when the end is unknown. Plain lines come at most every two
+  /// seconds.
+  void update(double fraction, std::string_view text);
+  /// Ends the bar's line.
+  void finish();
+
+ private:
+  bool quiet_;
+  bool terminal_;
+  bool open_ = false;
+  double last_time_ = -1e9;
+};
+
+/// Adds a subcommand; `run` is called after a successful parse and returns the exit status.
+using Command = std::function<int()>;
+void add_generate(CLI::App& app, Command& chosen);
+void add_verify(CLI::App& app, Command& chosen);
+void add_bench(CLI::App& app, Command& chosen);
+void add_inspect(CLI::App& app, Command& chosen);
+void add_convert(CLI::App& app, Command& chosen);
+void add_make_weights(CLI::App& app, Command& chosen);
+void add_list(CLI::App& app, Command& chosen);
+void add_doctor(CLI::App& app, Command& chosen);
+
+}  // namespace ultraflash::cli
