@@ -8,8 +8,8 @@ namespace ultraflash {
 namespace {
 
 // Pictures are decoded some latent frames at a time, so that the widest layer (64 channels at full
-// size) stays within some hundred megabytes however long the group is.
-constexpr int64_t kPixelsPerCall = 1 << 20;
+// size) stays small and in cache however long the group is.
+constexpr int64_t kPixelsPerCall = 1 << 18;
 
 }  // namespace
 
