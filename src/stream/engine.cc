@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/host_info.h"
 #include "ops/devices.h"
 #include "stream/networks.h"
 #include "stream/pipeline.h"
@@ -43,7 +44,9 @@ class Engine::Impl {
     ExecutorOptions executor_options;
     executor_options.device = options.device;
     executor_options.threads = options.threads;
-    executor_options.memory_limit_bytes = options.memory_limit_bytes;
+    // Without a limit of the user's, what the machine has is the limit.
+    executor_options.memory_limit_bytes =
+        options.memory_limit_bytes != 0 ? options.memory_limit_bytes : host_memory_bytes();
     return make_executor(executor_options);
   }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/host_info.h"
 #include "ops/devices.h"
 #include "weights/lora.h"
 
@@ -168,6 +169,33 @@ Status apply_options(RecipeData& recipe, const EngineOptions& options) {
   return recipe.validate();
 }
 
+// Weights that cannot fit are refused before anything is read or drawn: the system would otherwise
+// hand out memory it does not have and end the program later.
+Status check_memory(const RecipeData& recipe, int64_t scale, DType compute, bool text_encoder) {
+  uint64_t bytes = 0;
+  for (const NetworkFile& file : network_files(recipe, scale)) {
+    // A large text encoder stays in its file.
+    if (file.role == "text" &&
+        (!text_encoder || encoder_parameters(recipe.text.encoder) > kStreamedEncoderParameters)) {
+      continue;
+    }
+    SpecSource no_data;
+    Binder binder(no_data, file.role);
+    file.bind(Loader(binder, {}));
+    for (const ParameterSpec& spec : binder.specs()) {
+      bytes += static_cast<uint64_t>(spec.shape.numel()) * dtype_size(compute);
+    }
+  }
+  const uint64_t limit = host_memory_bytes();
+  if (bytes <= limit) return {};
+  return make_status(
+      StatusCode::kOutOfMemory,
+      "recipe '{}' needs {:.1f} GB for its weights in {}, and this machine has {:.1f} "
+      "GB",
+      recipe.name, static_cast<double>(bytes) / 1e9, dtype_name(compute),
+      static_cast<double>(limit) / 1e9);
+}
+
 }  // namespace
 
 uint64_t file_seed(uint64_t seed, const CheckpointSpec& spec) {
@@ -248,6 +276,7 @@ Result<std::shared_ptr<const NetworkSet>> load_networks(const RecipeData& recipe
                        recipe.name, set->scale, joined(scales));
   }
   UF_ASSIGN(set->compute, choose_dtype(options));
+  UF_TRY(check_memory(set->recipe, set->scale, set->compute, !options.no_text_encoder));
   ExecutorOptions executor_options;
   executor_options.device = options.device;
   executor_options.threads = options.threads;

@@ -396,6 +396,20 @@ TEST(EngineTest, ErrorsSayWhatToDo) {
             std::string::npos);
 }
 
+TEST(EngineTest, WhatCannotFitIsRefusedAtOnce) {
+  // 1024 layers of width 32768: some 50 TB.
+  const Result<Engine> weights = Engine::load(
+      tiny_recipe(R"({"generator": {"network": {"dim": 32768, "num_heads": 256, "num_layers": 1024,
+                      "ffn_dim": 131072}}})"),
+      cpu_options());
+  EXPECT_EQ(weights.status().code(), StatusCode::kOutOfMemory);
+  EXPECT_NE(weights.status().message().find("GB"), std::string::npos);
+  // Small weights, but a cache of a million frames of 4096 x 4096 cells.
+  const Engine engine = load(R"({"generator": {"latent_height": 4096, "latent_width": 4096,
+                                 "cache_frames": 1000000}})");
+  EXPECT_EQ(engine.start(options_for(1)).status().code(), StatusCode::kOutOfMemory);
+}
+
 TEST(EngineTest, GrowingCacheRefusesLongStreams) {
   const Engine engine =
       load(R"({"generator": {"cache_kind": "grow", "cache_frames": 9, "sink_frames": 0}})");
