@@ -31,14 +31,16 @@ Result<GoldenFile> GoldenFile::open(const std::filesystem::path& path) {
     return make_status(StatusCode::kMalformed, "{}: its config is not a JSON object",
                        path.string());
   }
-  bool has_weights = false;
-  for (const TensorEntry& entry : all.entries()) {
-    has_weights = has_weights || entry.name.starts_with("w.");
-  }
-  CheckpointOptions of_weights = as_stored;
-  of_weights.prefix = has_weights ? "w." : "";
-  UF_ASSIGN(Checkpoint weights, Checkpoint::select(std::move(raw), path.string(), of_weights));
-  return GoldenFile(std::move(all), std::move(weights), module->second, std::move(parsed));
+  return GoldenFile(std::move(raw), std::move(all), module->second, std::move(parsed));
+}
+
+Checkpoint GoldenFile::part(const std::string& prefix) const {
+  CheckpointOptions options;
+  options.clean_names = false;
+  options.prefix = prefix;
+  Result<Checkpoint> part = Checkpoint::select(raw_, label(), options);
+  if (!part.ok()) throw Error(part.status());
+  return *std::move(part);
 }
 
 Tensor GoldenFile::tensor(const std::string& name) const {
@@ -197,7 +199,7 @@ void Replay::compare_count(const std::string& output, int64_t got) const {
   compare_exact(output, Tensor::of<int64_t>(one, {1}));
 }
 
-Loader Replay::loader(ParameterSource& /*source*/, Binder& binder) const {
+Loader Replay::loader(Binder& binder) const {
   LoadTarget target;
   target.executor = &ops;
   target.compute = options.dtype;

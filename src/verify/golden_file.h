@@ -23,8 +23,9 @@ class GoldenFile {
   [[nodiscard]] bool has(const std::string& name) const { return all_.find(name) != nullptr; }
   /// A tensor by its full name ("in.x.0"), as stored.
   [[nodiscard]] Tensor tensor(const std::string& name) const;
-  /// The weights ("w.*"), without the prefix.
-  [[nodiscard]] const Checkpoint& weights() const { return weights_; }
+  /// The tensors whose names begin with `prefix`, without it.
+  [[nodiscard]] Checkpoint part(const std::string& prefix) const;
+  [[nodiscard]] Checkpoint weights() const { return part("w."); }
 
   [[nodiscard]] int64_t integer(const char* key) const;
   [[nodiscard]] int64_t integer_or(const char* key, int64_t fallback) const;
@@ -35,15 +36,15 @@ class GoldenFile {
   [[nodiscard]] const nlohmann::json& config() const { return config_; }
 
  private:
-  GoldenFile(Checkpoint all, Checkpoint weights, std::string module, nlohmann::json config)
-      : all_(std::move(all)),
-        weights_(std::move(weights)),
+  GoldenFile(RawCheckpoint raw, Checkpoint all, std::string module, nlohmann::json config)
+      : raw_(std::move(raw)),
+        all_(std::move(all)),
         module_(std::move(module)),
         config_(std::move(config)) {}
   [[nodiscard]] const nlohmann::json& require(const char* key) const;
 
+  RawCheckpoint raw_;
   Checkpoint all_;
-  Checkpoint weights_;
   std::string module_;
   nlohmann::json config_;
 };
@@ -67,7 +68,7 @@ struct Replay {
   void compare_exact(const std::string& output, const Tensor& got) const;
   void compare_count(const std::string& output, int64_t got) const;
   /// A loader of the file's weights for this executor and type; finish with check_binding.
-  [[nodiscard]] Loader loader(ParameterSource& source, Binder& binder) const;
+  [[nodiscard]] Loader loader(Binder& binder) const;
 };
 
 // One per module, in replay_*.cc.
@@ -78,6 +79,8 @@ void replay_latent_upsampler(const Replay& replay);
 void replay_decoder(const Replay& replay);
 void replay_wan_vae(const Replay& replay);
 void replay_umt5_encoder(const Replay& replay);
+void replay_tokenizer(const Replay& replay);
+void replay_lora_merge(const Replay& replay);
 void replay_flow_match_scheduler(const Replay& replay);
 
 }  // namespace ultraflash

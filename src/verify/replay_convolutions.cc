@@ -87,7 +87,7 @@ void replay_latent_upsampler(const Replay& r) {
   require_ok(config.validate());
   CheckpointSource source(g.weights());
   Binder binder(source, g.label());
-  const LatentUpsampler network = LatentUpsampler::bind(r.loader(source, binder), config);
+  const LatentUpsampler network = LatentUpsampler::bind(r.loader(binder), config);
   require_ok(binder.finish());
   UpsamplerState state;
   for (int64_t i = 0; g.has(fmt::format("in.x.{}", i)); ++i) {
@@ -104,12 +104,12 @@ void replay_decoder(const Replay& r) {
   config.memory_init = memory_init(g, config.memory_init);
   CheckpointSource source(g.weights());
   Binder binder(source, g.label());
-  const TinyDecoder decoder = TinyDecoder::bind(r.loader(source, binder), config);
+  const TinyDecoder decoder = TinyDecoder::bind(r.loader(binder), config);
   std::optional<TinyEncoder> encoder;
   if (g.has("in.video")) {
     Result<TinyEncoderConfig> encoder_config = TinyEncoderConfig::detect(g.weights());
     require_ok(encoder_config.status());
-    encoder = TinyEncoder::bind(r.loader(source, binder), *encoder_config, config.memory_init);
+    encoder = TinyEncoder::bind(r.loader(binder), *encoder_config, config.memory_init);
   }
   require_ok(binder.finish());
 
@@ -155,7 +155,7 @@ void replay_wan_vae(const Replay& r) {
   require_ok(config.validate());
   CheckpointSource source(g.weights());
   Binder binder(source, g.label());
-  const WanVae vae = WanVae::bind(r.loader(source, binder), config, {});
+  const WanVae vae = WanVae::bind(r.loader(binder), config, {});
   require_ok(binder.finish());
 
   VaeState encoder_state;

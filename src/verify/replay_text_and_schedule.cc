@@ -1,9 +1,13 @@
-// Replays of the text encoder and of the noise schedule. How each is driven: docs/formats.md.
+// Replays of the tokenizer, the text encoder and the noise schedule. How each is driven: docs/formats.md.
+#include <string>
 #include <vector>
+
+#include <fmt/format.h>
 
 #include "core/check.h"
 #include "diffusion/flow_match.h"
 #include "models/umt5.h"
+#include "text/tokenizer.h"
 #include "verify/golden_file.h"
 
 namespace ultraflash {
@@ -14,6 +18,36 @@ void require_ok(const Status& status) {
 }
 
 }  // namespace
+
+void replay_tokenizer(const Replay& r) {
+  const GoldenFile& g = r.golden;
+  const Tensor model = g.tensor("w.spiece_model");
+  TokenizerOptions options;
+  options.extra_ids = g.integer_or("extra_ids", 0);
+  const Result<Tokenizer> tokenizer =
+      Tokenizer::from_bytes({reinterpret_cast<const std::byte*>(model.data<uint8_t>()),
+                             static_cast<size_t>(model.numel())},
+                            options, g.label());
+  require_ok(tokenizer.status());
+  const auto cases = g.config().find("cases");
+  if (cases == g.config().end() || !cases->is_array()) {
+    throw_error(StatusCode::kMalformed, "{}: its config has no list 'cases'", g.label());
+  }
+  for (size_t i = 0; i < cases->size(); ++i) {
+    const nlohmann::json& row = (*cases)[i];
+    const auto prompt = row.at("prompt").get<std::string>();
+    const auto max_tokens = row.at("max_tokens").get<int64_t>();
+    const Result<TokenIds> tokens = row.value("clean", false)
+                                        ? encode_prompt(*tokenizer, prompt, max_tokens)
+                                        : tokenizer->encode(prompt, max_tokens);
+    require_ok(tokens.status());
+    const auto as_tensor = [&](const std::vector<int64_t>& values) {
+      return Tensor::of<int64_t>(values, {static_cast<int64_t>(values.size())});
+    };
+    r.compare_exact(fmt::format("out.ids.{}", i), as_tensor(tokens->ids));
+    r.compare_exact(fmt::format("out.mask.{}", i), as_tensor(tokens->mask()));
+  }
+}
 
 void replay_umt5_encoder(const Replay& r) {
   const GoldenFile& g = r.golden;
@@ -28,7 +62,7 @@ void replay_umt5_encoder(const Replay& r) {
   require_ok(config.validate());
   CheckpointSource source(g.weights());
   Binder binder(source, g.label());
-  const Umt5Encoder encoder = Umt5Encoder::bind(r.loader(source, binder), config);
+  const Umt5Encoder encoder = Umt5Encoder::bind(r.loader(binder), config);
   require_ok(binder.finish());
   const Tensor ids = g.tensor("in.ids").to(DType::kI64);
   const Tensor mask = g.tensor("in.mask").to(DType::kI64);

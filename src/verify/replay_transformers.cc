@@ -48,7 +48,7 @@ template <typename Network, typename Config, typename... Args>
 Network bind_all(const Replay& r, const Config& config, Args... args) {
   CheckpointSource source(r.golden.weights());
   Binder binder(source, r.golden.label());
-  Network network = Network::bind(r.loader(source, binder), config, args...);
+  Network network = Network::bind(r.loader(binder), config, args...);
   if (const Status status = binder.finish(); !status.ok()) throw Error(status);
   return network;
 }

@@ -26,6 +26,8 @@ constexpr std::array kModules = {
     Module{"ultra_decoder_v3", replay_decoder},
     Module{"wan_vae", replay_wan_vae},
     Module{"umt5_encoder", replay_umt5_encoder},
+    Module{"tokenizer", replay_tokenizer},
+    Module{"lora_merge", replay_lora_merge},
     Module{"flow_match_scheduler", replay_flow_match_scheduler},
 };
 
