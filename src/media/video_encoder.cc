@@ -63,6 +63,14 @@ int64_t bitrate_of_crf(int crf, const VideoFormat& format) {
   return std::clamp<int64_t>(std::llround(pixels * bits_per_pixel), 200'000, 2'000'000'000);
 }
 
+bool has_avx512() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f") != 0;
+#else
+  return false;
+#endif
+}
+
 void set_quality(AVCodecContext* codec, const KnownEncoder& known, const SinkOptions& options,
                  const VideoFormat& format, av::Dictionary& settings) {
   const int crf = options.crf == 0 ? kDefaultCrf : options.crf;
@@ -70,6 +78,9 @@ void set_quality(AVCodecContext* codec, const KnownEncoder& known, const SinkOpt
   if (name == "x264") {
     settings.set("preset", options.preset.empty() ? "veryfast" : options.preset);
     if (options.bitrate == 0) settings.set("crf", fmt::format("{}", crf));
+    // With AVX-512, libx264 (core 164) lets memory that nobody wrote decide on quantisers, so that
+    // the same frames give another file each time. AVX2 is as fast here.
+    if (has_avx512()) settings.set("x264-params", "asm=AVX2");
   }
   if (options.bitrate > 0) {
     codec->bit_rate = options.bitrate;
