@@ -15,6 +15,24 @@ option(UF_WERROR "Warnings are errors" OFF)
 option(UF_LTO "Link-time optimisation" OFF)
 set(UF_SANITIZE "" CACHE STRING "address;undefined, thread or memory")
 
+set(UF_OPTIONS UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDA UF_NCCL UF_MPI UF_TRAIN UF_TESTS UF_FUZZ UF_BENCH
+    UF_WERROR UF_LTO UF_SANITIZE)
+
+# A misspelt -DUF_... would otherwise change nothing and say nothing. UF_CCACHE is found, not set.
+get_cmake_property(UF_CACHED CACHE_VARIABLES)
+list(FILTER UF_CACHED INCLUDE REGEX "^UF_")
+foreach(name IN LISTS UF_CACHED)
+  if(NOT name IN_LIST UF_OPTIONS AND NOT name STREQUAL "UF_CCACHE")
+    list(JOIN UF_OPTIONS ", " UF_NAMES)
+    message(FATAL_ERROR "${name} is no option of this version; there are ${UF_NAMES}. "
+            "If an older version put it into this build folder, remove it with cmake -U${name}.")
+  endif()
+endforeach()
+foreach(option UF_ONEDNN UF_FFMPEG UF_PNG)
+  if(NOT ${option} MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "${option}=${${option}}; it takes AUTO, ON or OFF")
+  endif()
+endforeach()
 foreach(option UF_CUDA UF_NCCL UF_MPI UF_TRAIN)
   if(${option})
     message(FATAL_ERROR "${option}=ON, but this version has no such part yet; see CHANGELOG.md")

@@ -1,8 +1,9 @@
-// Replays of the tokenizer, the text encoder and the noise schedule. How each is driven: docs/formats.md.
+// Replays of the tokenizer, the text encoder and the noise schedule. How each is driven:
+// docs/formats.md.
+#include <fmt/format.h>
+
 #include <string>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "core/check.h"
 #include "diffusion/flow_match.h"

@@ -1,6 +1,9 @@
 #include "ops/op_cases.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cmath>
 
 namespace ultraflash::testing {
 namespace {
@@ -11,6 +14,14 @@ Tensor drawn(uint64_t seed, uint64_t salt, const Shape& shape, float scale, DTyp
               {x.mutable_data<float>(), static_cast<size_t>(x.numel())});
   for (int64_t i = 0; i < x.numel(); ++i) x.mutable_data<float>()[i] *= scale;
   return x.to(storage).to(DType::kF32);
+}
+
+// make() the first time, the same afterwards; always made when there is no memo.
+template <typename T, typename Make>
+T remembered(std::map<std::string, T>* memo, const std::string& key, const Make& make) {
+  if (memo == nullptr) return make();
+  const auto found = memo->find(key);
+  return found != memo->end() ? found->second : memo->emplace(key, make()).first->second;
 }
 
 Tensor lengths(std::initializer_list<int64_t> values) {
@@ -403,11 +414,19 @@ void add_element_cases(std::vector<OpCase>& cases) {
 }  // namespace
 
 Tensor OpContext::input(const Shape& shape, uint64_t salt, float scale) const {
-  return executor.to_device(drawn(seed, salt, shape, scale, storage), compute);
+  const auto make = [&] {
+    return executor.to_device(drawn(seed, salt, shape, scale, storage), compute);
+  };
+  return remembered(memo ? &memo->tensors : nullptr, fmt::format("i{}{}", salt, shape.to_string()),
+                    make);
 }
 
 Tensor OpContext::parameter(const Shape& shape, uint64_t salt, float scale) const {
-  return executor.to_device(drawn(seed, salt, shape, scale, DType::kF32), DType::kF32);
+  const auto make = [&] {
+    return executor.to_device(drawn(seed, salt, shape, scale, DType::kF32), DType::kF32);
+  };
+  return remembered(memo ? &memo->tensors : nullptr, fmt::format("p{}{}", salt, shape.to_string()),
+                    make);
 }
 
 Tensor OpContext::host(const Shape& shape, uint64_t salt, float scale) const {
@@ -415,23 +434,31 @@ Tensor OpContext::host(const Shape& shape, uint64_t salt, float scale) const {
 }
 
 Linear OpContext::linear(std::vector<int64_t> outs, int64_t in, bool bias, uint64_t salt) const {
-  Linear layer;
-  for (const int64_t out : outs) {
-    layer.weights.push_back(host({out, in}, 1000 * salt + layer.weights.size(),
-                                 1.0F / std::sqrt(static_cast<float>(in))));
-    if (bias) layer.biases.push_back(host({out}, 2000 * salt + layer.biases.size()));
-  }
-  executor.prepare(layer, {.compute = compute});
-  return layer;
+  const auto make = [&] {
+    Linear layer;
+    for (const int64_t out : outs) {
+      layer.weights.push_back(host({out, in}, 1000 * salt + layer.weights.size(),
+                                   1.0F / std::sqrt(static_cast<float>(in))));
+      if (bias) layer.biases.push_back(host({out}, 2000 * salt + layer.biases.size()));
+    }
+    executor.prepare(layer, {.compute = compute});
+    return layer;
+  };
+  return remembered(memo ? &memo->linears : nullptr,
+                    fmt::format("{} {} {}", salt, in, fmt::join(outs, ",")), make);
 }
 
 Conv OpContext::conv(const Shape& weight, bool bias, uint64_t salt) const {
-  Conv conv;
-  const float fan_in = static_cast<float>(weight.numel()) / static_cast<float>(weight[0]);
-  conv.weight = host(weight, 3000 * salt, 1.0F / std::sqrt(fan_in));
-  if (bias) conv.bias = host({weight[0]}, 4000 * salt);
-  executor.prepare(conv, {.compute = compute});
-  return conv;
+  const auto make = [&] {
+    Conv conv;
+    const float fan_in = static_cast<float>(weight.numel()) / static_cast<float>(weight[0]);
+    conv.weight = host(weight, 3000 * salt, 1.0F / std::sqrt(fan_in));
+    if (bias) conv.bias = host({weight[0]}, 4000 * salt);
+    executor.prepare(conv, {.compute = compute});
+    return conv;
+  };
+  return remembered(memo ? &memo->convs : nullptr, fmt::format("{}{}", salt, weight.to_string()),
+                    make);
 }
 
 const std::vector<OpCase>& op_cases() {

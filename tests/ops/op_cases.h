@@ -4,12 +4,20 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "ops/executor.h"
 
 namespace ultraflash::testing {
+
+/// Inputs made once and used again, so that a benchmark times the operation alone.
+struct OpMemo {
+  std::map<std::string, Tensor> tensors;
+  std::map<std::string, Linear> linears;
+  std::map<std::string, Conv> convs;
+};
 
 /// Inputs of one run. Values are drawn in f32 and rounded to `storage`, so that the reference
 /// (which computes in f32) sees the very numbers that the executor under test sees.
@@ -18,6 +26,7 @@ struct OpContext {
   DType storage;  // what the inputs are rounded to
   DType compute;  // what they are handed over as
   uint64_t seed;
+  OpMemo* memo = nullptr;  // null: everything anew for every run
 
   /// Normal values on the executor, in the compute type.
   [[nodiscard]] Tensor input(const Shape& shape, uint64_t salt, float scale = 1.0F) const;
@@ -43,6 +52,9 @@ struct OpCase {
   double flops = 0.0;
 };
 
+/// Small cases of every operation, odd sizes among them.
 const std::vector<OpCase>& op_cases();
+/// The sizes that matter, of the networks as they run: too large for the scalar reference.
+const std::vector<OpCase>& large_op_cases();
 
 }  // namespace ultraflash::testing

@@ -2,6 +2,8 @@
 // tests/golden; UF_GOLDEN_DIR names a folder with more.
 #include "verify/verify.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
@@ -9,8 +11,6 @@
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "ops/devices.h"
 

@@ -18,7 +18,7 @@ struct CpuOptions {
   std::string kernels;     // "generic", "avx2", "avx512"; empty: the best this machine runs
   bool use_onednn = true;  // false: own code only
   size_t memory_limit_bytes = 0;
-  size_t guard_bytes = 0;   // guard zones around every tensor, for tests
+  size_t guard_bytes = 0;  // guard zones around every tensor, for tests
 };
 
 /// Throws Error(kUnsupported) when the named kernels cannot run here.
