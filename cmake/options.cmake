@@ -8,21 +8,23 @@ option(UF_CUDA "The CUDA executor (needs the CUDA 13 toolkit)" OFF)
 option(UF_NCCL "Several GPUs through NCCL (needs UF_CUDA)" OFF)
 option(UF_MPI "Several hosts through MPI" OFF)
 option(UF_TRAIN "Training through libtorch" OFF)
+set(UF_TORCH_DIR "" CACHE PATH "Folder of a torch package with include/ and lib/ (empty: search)")
 option(UF_TESTS "Build the tests" ON)
 option(UF_FUZZ "Build the libFuzzer targets (needs clang)" OFF)
 option(UF_BENCH "Build the benchmark programs" OFF)
 option(UF_WERROR "Warnings are errors" OFF)
 option(UF_LTO "Link-time optimisation" OFF)
+option(UF_PORTABLE "Put fmt, spdlog and utf8proc into the program, to run where they are missing" OFF)
 set(UF_SANITIZE "" CACHE STRING "address;undefined, thread or memory")
 
-set(UF_OPTIONS UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDA UF_NCCL UF_MPI UF_TRAIN UF_TESTS UF_FUZZ UF_BENCH
-    UF_WERROR UF_LTO UF_SANITIZE)
+set(UF_OPTIONS UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDA UF_NCCL UF_MPI UF_TRAIN UF_TORCH_DIR UF_PORTABLE
+    UF_TESTS UF_FUZZ UF_BENCH UF_WERROR UF_LTO UF_SANITIZE)
 
-# A misspelt -DUF_... would otherwise change nothing and say nothing. UF_CCACHE is found, not set.
+# A misspelt -DUF_... would otherwise change nothing and say nothing. The programs are found, not set.
 get_cmake_property(UF_CACHED CACHE_VARIABLES)
 list(FILTER UF_CACHED INCLUDE REGEX "^UF_")
 foreach(name IN LISTS UF_CACHED)
-  if(NOT name IN_LIST UF_OPTIONS AND NOT name STREQUAL "UF_CCACHE")
+  if(NOT name IN_LIST UF_OPTIONS AND NOT name MATCHES "^UF_(CCACHE|PYTHON3)$")
     list(JOIN UF_OPTIONS ", " UF_NAMES)
     message(FATAL_ERROR "${name} is no option of this version; there are ${UF_NAMES}. "
             "If an older version put it into this build folder, remove it with cmake -U${name}.")
@@ -33,7 +35,7 @@ foreach(option UF_ONEDNN UF_FFMPEG UF_PNG)
     message(FATAL_ERROR "${option}=${${option}}; it takes AUTO, ON or OFF")
   endif()
 endforeach()
-foreach(option UF_CUDA UF_NCCL UF_MPI UF_TRAIN)
+foreach(option UF_CUDA UF_NCCL UF_MPI)
   if(${option})
     message(FATAL_ERROR "${option}=ON, but this version has no such part yet; see CHANGELOG.md")
   endif()

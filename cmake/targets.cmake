@@ -3,7 +3,7 @@ function(uf_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
   target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
-  target_link_libraries(${name} PUBLIC fmt::fmt ${ARG_PUBLIC} PRIVATE uf_warnings ${ARG_PRIVATE})
+  target_link_libraries(${name} PUBLIC uf_fmt ${ARG_PUBLIC} PRIVATE uf_warnings ${ARG_PRIVATE})
 endfunction()
 
 # uf_test(<name> SOURCES ... LIBS ... [LABELS ...]): a GoogleTest program registered with CTest.

@@ -1,0 +1,24 @@
+// The executor of training: every operation through libtorch, with gradients.
+//
+// Weights whose bound tensors come from from_torch() stay connected to them: a later change of the
+// leaf in place (an optimiser step under at::NoGradGuard) is seen at the next use, and gradients
+// reach the leaf. A weight is converted to the compute type once per version of its leaf, so leaves
+// must be changed in place, not through at::Tensor::data(), which leaves the version as it was.
+// Caches are functional: a write puts a new tensor into KvCache or WindowCache.
+// Operations record a graph where libtorch's grad mode is on (at::NoGradGuard turns it off).
+#pragma once
+
+#include <memory>
+
+#include "ops/executor.h"
+
+namespace ultraflash {
+
+struct AutogradOptions {
+  Device device;
+};
+
+/// Throws Error(kUnsupported) when this libtorch or machine lacks the device.
+std::unique_ptr<Executor> make_autograd_executor(const AutogradOptions& options);
+
+}  // namespace ultraflash
