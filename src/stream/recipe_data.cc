@@ -1,6 +1,7 @@
 #include "stream/recipe_data.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "core/check.h"
 
@@ -16,6 +17,26 @@ Status within(const char* field, int64_t value, int64_t low, int64_t high) {
                      high);
 }
 
+// Recipes may come from strangers: what they name lies below the folder that the user named, for
+// reading and for make-weights, which writes there.
+Status check_file_name(const char* field, const std::string& name) {
+  const std::filesystem::path path(name);
+  const bool leaves = std::find(path.begin(), path.end(), "..") != path.end();
+  if (!path.empty() && !path.is_absolute() && !leaves && name.find('\0') == std::string::npos) {
+    return {};
+  }
+  return make_status(StatusCode::kInvalidArgument,
+                     "{}: '{}' is no file below the weights folder; give a relative name without "
+                     "'..'",
+                     field, name.substr(0, 60));
+}
+
+Status check_checkpoint(const char* field, const CheckpointSpec& checkpoint) {
+  for (const std::string& name : checkpoint.files) UF_TRY(check_file_name(field, name));
+  for (const std::string& name : checkpoint.lora_files) UF_TRY(check_file_name(field, name));
+  return {};
+}
+
 Status check_cascade(const RecipeData& recipe, const CascadeSpec& cascade) {
   UF_TRY(within("cascades.scale", cascade.scale, 1, 16));
   const int64_t channels = recipe.generator.network.out_dim;
@@ -27,7 +48,9 @@ Status check_cascade(const RecipeData& recipe, const CascadeSpec& cascade) {
   if (cascade.scale > 1 && !cascade.upsampler) {
     return make_status(StatusCode::kInvalidArgument, "cascade {}x has no upsampler", cascade.scale);
   }
+  UF_TRY(check_checkpoint("decoder.checkpoint", cascade.decoder.checkpoint));
   if (cascade.upsampler) {
+    UF_TRY(check_checkpoint("upsampler.checkpoint", cascade.upsampler->checkpoint));
     const LatentUpsamplerConfig& network = cascade.upsampler->network;
     UF_TRY(network.validate());
     if (network.in_channels != channels) return mismatch("upsampler", network.in_channels);
@@ -42,6 +65,7 @@ Status check_cascade(const RecipeData& recipe, const CascadeSpec& cascade) {
   }
   if (cascade.refiner) {
     const RefinerSpec& refiner = *cascade.refiner;
+    UF_TRY(check_checkpoint("refiner.checkpoint", refiner.checkpoint));
     UF_TRY(refiner.network.validate());
     const WanDitConfig& network = refiner.network.transformer;
     if (network.out_dim != channels || network.in_dim != 2 * channels) {
@@ -90,6 +114,12 @@ Status RecipeData::validate() const {
   UF_TRY(within("frames_per_second", frames_per_second, 1, 1000));
   UF_TRY(text.encoder.validate());
   UF_TRY(within("text.extra_ids", text.extra_ids, 0, 10'000));
+  UF_TRY(check_checkpoint("text.checkpoint", text.checkpoint));
+  for (const std::string& file : text.tokenizer_files) {
+    UF_TRY(check_file_name("text.tokenizer_files", file));
+  }
+  UF_TRY(check_checkpoint("generator.checkpoint", generator.checkpoint));
+  if (!shipped_models.empty()) UF_TRY(check_file_name("shipped_models", shipped_models));
   UF_TRY(generator.network.validate());
   if (generator.network.in_dim != generator.network.out_dim) {
     return make_status(StatusCode::kInvalidArgument,
