@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -14,6 +16,7 @@
 
 #include "common.h"
 #include "media/frame_sink.h"
+#include "options.h"
 #include "settings.h"
 #include "ultraflash/engine.h"
 #include "ultraflash/recipe.h"
@@ -27,9 +30,10 @@ using Clock = std::chrono::steady_clock;
 struct BenchSettings {
   EngineSettings engine;
   StreamSettings stream;
+  std::string settings_file;
   std::string prompt = "a red circle moving right";
   int64_t clips = 5;
-  int64_t chunks = 0;
+  int64_t chunks = 7;  // 21 latent frames, as the published clips
   bool no_encode = false;
   std::string json_file;
   bool json = false;
@@ -117,7 +121,7 @@ Result<Measured> measure(const BenchSettings& settings, const Recipe& recipe,
   SessionOptions options;
   options.prompt = settings.prompt;
   options.chunks = settings.chunks;
-  UF_TRY(settings.stream.fill(options));
+  settings.stream.fill(options);
   const auto total = static_cast<double>(settings.clips + (settings.no_encode ? 1 : 2));
   progress.update(0.0, "warm-up clip");
   Clock::time_point start = Clock::now();
@@ -259,28 +263,36 @@ void print(const nlohmann::ordered_json& json, const std::string& recipe) {
       memory["arena_requests_after_warm_up"].get<int64_t>());
 }
 
-int run_bench(BenchSettings settings) {
-  if (settings.clips < 1 || settings.clips > 10'000) {
-    return fail(
-        {StatusCode::kInvalidArgument, fmt::format("--clips {}; give 1 to 10000", settings.clips)});
+Status cannot_write(const std::string& path) {
+  return {StatusCode::kIo, fmt::format("{}: cannot be written: {}", path, std::strerror(errno))};
+}
+
+int run_bench(CLI::App& app, BenchSettings settings) {
+  if (!settings.settings_file.empty()) {
+    const Status status = apply_settings_file(app, settings.settings_file, {});
+    if (!status.ok()) return fail(status);
   }
   const Result<Recipe> recipe = Recipe::find(settings.engine.recipe);
   if (!recipe.ok()) return fail(recipe.status());
-  if (settings.chunks == 0) settings.chunks = 7;  // 21 latent frames, as the published clips
-  ProgressLine progress(/*quiet=*/false);
+  std::ofstream file;
+  if (!settings.json_file.empty()) {
+    // Opened now: minutes of measuring must not end in a name that cannot be written.
+    file.open(settings.json_file, std::ios::app);
+    if (!file) return fail(cannot_write(settings.json_file));
+    file.close();
+  }
+  ProgressLine progress;
   const Result<Measured> measured = measure(settings, *recipe, progress);
   progress.finish();
   if (!measured.ok()) return fail(measured.status());
   const nlohmann::ordered_json json = to_json(settings, *measured);
   if (!settings.json_file.empty()) {
-    std::ofstream file(settings.json_file);
-    file << json.dump(2) << "\n";
-    if (!file.flush()) {
-      return fail({StatusCode::kIo, fmt::format("{}: cannot be written", settings.json_file)});
-    }
+    file.open(settings.json_file, std::ios::trunc);
+    file << dump_json(json, 2) << "\n";
+    if (!file.flush()) return fail(cannot_write(settings.json_file));
   }
   if (settings.json) {
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", dump_json(json, 2));
   } else {
     print(json, recipe->name());
   }
@@ -292,20 +304,22 @@ int run_bench(BenchSettings settings) {
 void add_bench(CLI::App& app, Command& chosen) {
   auto settings = std::make_shared<BenchSettings>();
   CLI::App* command = app.add_subcommand("bench", "Measure speed and memory of a recipe");
-  command->add_option("-p,--prompt", settings->prompt, "Prompt of the clips")
-      ->capture_default_str();
-  command->add_option("--clips", settings->clips, "Measured clips, after one to warm up")
-      ->capture_default_str();
-  command
-      ->add_option("--chunks", settings->chunks, "Chunks of a clip; 0: 7, as the published clips")
-      ->capture_default_str();
+  add_settings_file(*command, settings->settings_file);
+  add_text(*command, "-p,--prompt", settings->prompt, "TEXT", "Prompt of the clips");
+  add_integer(*command, "--clips", settings->clips, int64_t{1}, int64_t{10'000},
+              "Measured clips, after one to warm up");
+  add_integer(*command, "--chunks", settings->chunks, int64_t{1}, int64_t{1'000'000},
+              "Chunks of a clip");
   command->add_flag("--no-encode", settings->no_encode,
                     "Leave out the clip that is encoded to MP4");
-  command->add_option("--json-file", settings->json_file, "Also write the result to this file");
+  add_text(*command, "--json-file", settings->json_file, "FILE",
+           "Also write the result to this file, as JSON");
   command->add_flag("--json", settings->json, "Print JSON instead of a table");
   settings->engine.add_to(*command);
   settings->stream.add_to(*command);
-  command->callback([settings, &chosen] { chosen = [settings] { return run_bench(*settings); }; });
+  command->callback([command, settings, &chosen] {
+    chosen = [command, settings] { return run_bench(*command, *settings); };
+  });
 }
 
 }  // namespace ultraflash::cli

@@ -10,6 +10,8 @@
 #include "common.h"
 #include "media/frame_sink.h"
 #include "ops/devices.h"
+#include "options.h"
+#include "settings.h"
 #include "stream/networks.h"
 #include "stream/shipped_models.h"
 #include "ultraflash/recipe.h"
@@ -81,7 +83,7 @@ int run_list(bool as_json, const std::string& show) {
     }
     if (recipe->data().random_weights) fmt::print("    no trained weights yet: drawn at random\n");
   }
-  if (as_json) fmt::print("{}\n", all.dump(2));
+  if (as_json) fmt::print("{}\n", dump_json(all, 2));
   return 0;
 }
 
@@ -111,7 +113,7 @@ int run_doctor(bool as_json) {
     json["memory_available_bytes"] = meminfo("MemAvailable");
     json["video_encoders"] = encoders;
     json["shipped_models"] = models.string();
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", dump_json(json, 2));
     return 0;
   }
   fmt::print("ultraflash {} ({})\n", version(), commit());
@@ -135,7 +137,8 @@ void add_list(CLI::App& app, Command& chosen) {
   auto json = std::make_shared<bool>(false);
   auto show = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("list", "List the recipes and what they need");
-  command->add_option("recipe", *show, "Print this recipe (preset or file) in full, as JSON");
+  add_text(*command, "recipe", *show, "NAME",
+           "Print this recipe (preset or file) in full, as JSON");
   command->add_flag("--json", *json, "Print JSON");
   command->callback(
       [json, show, &chosen] { chosen = [json, show] { return run_list(*json, *show); }; });

@@ -8,7 +8,10 @@
 #include <vector>
 
 #include "common.h"
+#include "exit_status.h"
 #include "ops/devices.h"
+#include "options.h"
+#include "settings.h"
 #include "verify/verify.h"
 
 namespace ultraflash::cli {
@@ -55,18 +58,13 @@ void print(const VerifyReport& report) {
 }
 
 int run_verify(const VerifySettings& settings) {
-  const std::optional<DType> dtype = dtype_from_name(settings.dtype);
-  if (!dtype || (*dtype != DType::kF32 && *dtype != DType::kBF16)) {
-    return fail({StatusCode::kInvalidArgument,
-                 fmt::format("'{}' is no type to verify in; choose f32 or bf16", settings.dtype)});
-  }
   ExecutorOptions executor_options;
   executor_options.device = settings.device;
   executor_options.threads = settings.threads;
   const Result<std::unique_ptr<Executor>> executor = make_executor(executor_options);
   if (!executor.ok()) return fail(executor.status());
   VerifyOptions options;
-  options.dtype = *dtype;
+  options.dtype = settings.dtype == "bf16" ? DType::kBF16 : DType::kF32;
   options.inject_masks = settings.inject_masks;
   if (settings.tolerance >= 0.0) options.tolerance = settings.tolerance;
 
@@ -78,6 +76,7 @@ int run_verify(const VerifySettings& settings) {
     const Result<VerifyReport> report = verify_file(file, **executor, options);
     if (!report.ok()) {
       error_status = fail(report.status());
+      reports.push_back({{"file", file}, {"ok", false}, {"error", report.status().message()}});
       ++failed;
       continue;
     }
@@ -89,16 +88,16 @@ int run_verify(const VerifySettings& settings) {
     }
   }
   if (settings.json) {
-    fmt::print("{}\n", nlohmann::ordered_json({{"device", (*executor)->description()},
-                                               {"dtype", settings.dtype},
-                                               {"files", reports}})
-                           .dump(2));
+    fmt::print("{}\n", dump_json({{"device", (*executor)->description()},
+                                  {"dtype", settings.dtype},
+                                  {"files", reports}},
+                                 2));
   } else {
     fmt::print("{}, {}: {} of {} files agree\n", (*executor)->description(), settings.dtype, passed,
                passed + failed);
   }
   if (error_status != 0) return error_status;
-  return failed == 0 ? 0 : kAnswerIsNo;
+  return failed == 0 ? 0 : static_cast<int>(ExitStatus::kAnswerIsNo);
 }
 
 }  // namespace
@@ -107,17 +106,17 @@ void add_verify(CLI::App& app, Command& chosen) {
   auto settings = std::make_shared<VerifySettings>();
   CLI::App* command =
       app.add_subcommand("verify", "Replay recorded outputs of the reference networks");
-  command->add_option("files", settings->files, "Golden files (docs/formats.md)")->required();
-  command->add_option("--device", settings->device, "auto, cpu, cuda or cuda:N")
-      ->capture_default_str();
-  command->add_option("--dtype", settings->dtype, "f32 or bf16")->capture_default_str();
+  command->add_option("files", settings->files, "Golden files (docs/formats.md)")
+      ->option_text("FILE...")
+      ->required();
+  add_text(*command, "--device", settings->device, "NAME",
+           "Where to compute: auto, cpu, cuda or cuda:N");
+  add_choice(*command, "--dtype", settings->dtype, {"f32", "bf16"}, "Type to compute in");
   command->add_flag("--inject-masks", settings->inject_masks,
                     "Use the recorded block masks instead of choosing them");
-  command
-      ->add_option("--tolerance", settings->tolerance,
-                   "Largest relative error that passes; default 1e-4 in f32, 3e-2 in bf16")
-      ->check(CLI::NonNegativeNumber);
-  command->add_option("--threads", settings->threads, "CPU threads; 0: all")->capture_default_str();
+  add_number(*command, "--tolerance", settings->tolerance, 0.0, 1e9,
+             "Largest relative error that passes", {"1e-4 in f32, 3e-2 in bf16"});
+  add_integer(*command, "--threads", settings->threads, 0, 1024, "CPU threads; 0: all");
   command->add_flag("--json", settings->json, "Print JSON");
   command->callback([settings, &chosen] { chosen = [settings] { return run_verify(*settings); }; });
 }

@@ -1,14 +1,19 @@
 // ultraflash inspect, convert, make-weights: checkpoint files.
 #include <fmt/format.h>
 
+#include <cctype>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "common.h"
+#include "interrupt.h"
 #include "media/video_reader.h"
+#include "options.h"
 #include "recipes/random_weights.h"
 #include "settings.h"
 #include "ultraflash/recipe.h"
@@ -23,25 +28,49 @@ namespace {
 struct InspectSettings {
   std::string file;
   bool tensors = false;
+  bool count = false;
   bool json = false;
 };
 
+// Whether the name is a video's: what a checkpoint can be has other endings.
 bool is_video(const std::filesystem::path& path) {
-  const std::string ending = path.extension().string();
-  for (const char* known : {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}) {
+  std::string ending = path.extension().string();
+  for (char& c : ending) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  for (const char* known : {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m", ".png"}) {
     if (ending == known) return true;
+  }
+  std::error_code error;
+  if (!std::filesystem::is_directory(path, error)) return false;
+  for (auto entry = std::filesystem::directory_iterator(path, error);
+       !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    if (entry->path().extension() == ".png") return true;
   }
   return false;
 }
 
 int inspect_video(const InspectSettings& settings) {
-  const Result<VideoReader> reader = VideoReader::open(settings.file);
+  Result<VideoReader> reader = VideoReader::open(settings.file);
   if (!reader.ok()) return fail(reader.status());
-  const VideoInfo& info = reader->info();
-  nlohmann::ordered_json json = {{"file", settings.file},        {"container", info.container},
-                                 {"codec", info.codec},          {"width", info.format.width},
-                                 {"height", info.format.height}, {"frames", info.frames},
-                                 {"seconds", info.duration_s}};
+  const VideoInfo info = reader->info();
+  int64_t frames = info.frames;
+  if (settings.count) {
+    frames = 0;
+    for (;; ++frames) {
+      const Result<std::optional<VideoFrame>> frame = reader->next();
+      if (!frame.ok()) return fail(frame.status());
+      if (!frame->has_value()) break;
+    }
+  }
+  const auto or_null = [](auto value) {
+    return value < 0 ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(value);
+  };
+  nlohmann::ordered_json json = {{"file", settings.file},
+                                 {"container", info.container},
+                                 {"codec", info.codec},
+                                 {"width", info.format.width},
+                                 {"height", info.format.height},
+                                 {"frames", or_null(frames)},
+                                 {"seconds", or_null(info.duration_s)}};
   nlohmann::ordered_json metadata = nlohmann::ordered_json::object();
   for (const auto& [key, value] : info.metadata) {
     // What this program stores is JSON itself.
@@ -52,13 +81,17 @@ int inspect_video(const InspectSettings& settings) {
   }
   json["metadata"] = metadata;
   if (settings.json) {
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", dump_json(json, 2));
     return 0;
   }
-  fmt::print("{}: {}, {}, {}x{}, {} frames, {:.2f} s\n", settings.file, info.container, info.codec,
-             info.format.width, info.format.height, info.frames, info.duration_s);
+  fmt::print("{}: {}, {}, {}x{}", settings.file, info.container, info.codec, info.format.width,
+             info.format.height);
+  if (frames >= 0) fmt::print(", {} frames", frames);
+  if (info.duration_s >= 0.0) fmt::print(", {:.2f} s", info.duration_s);
+  fmt::print("\n");
   for (const auto& [key, value] : metadata.items()) {
-    fmt::print("  {}: {}\n", key, value.is_string() ? value.get<std::string>() : value.dump(2));
+    fmt::print("  {}: {}\n", key,
+               value.is_string() ? value.get<std::string>() : dump_json(value, 2));
   }
   return 0;
 }
@@ -91,7 +124,7 @@ int inspect_checkpoint(const InspectSettings& settings) {
                                  {"shape", tensor.shape.sizes()},
                                  {"bytes", tensor.size_bytes}});
     }
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", dump_json(json, 2));
     return 0;
   }
   fmt::print("{}: {}, {} in {} file{}\n", d.path, checkpoint_format_name(d.format),
@@ -142,14 +175,7 @@ struct ConvertSettings {
 
 int run_convert(const ConvertSettings& settings) {
   ConvertOptions options;
-  if (!settings.dtype.empty()) {
-    options.dtype = dtype_from_name(settings.dtype);
-    if (!options.dtype) {
-      return fail({StatusCode::kInvalidArgument,
-                   fmt::format("'{}' is no element type; choose f32, bf16, f16 or f8_e4m3",
-                               settings.dtype)});
-    }
-  }
+  if (!settings.dtype.empty()) options.dtype = dtype_from_name(settings.dtype);
   for (const std::string& file : settings.lora) {
     options.adapters.push_back({file, settings.lora_scale, std::nullopt});
   }
@@ -161,13 +187,14 @@ int run_convert(const ConvertSettings& settings) {
   options.input.wrapper_order = default_wrapper_order(!settings.no_ema);
   options.input.prefix = settings.prefix;
   options.input.clean_names = !settings.keep_names;
-  ProgressLine progress(/*quiet=*/false);
+  const InterruptGuard interrupt("stopping", [] {});
+  ProgressLine progress;
   const Status status =
       convert_checkpoint(settings.input, settings.output, options, [&](const Progress& p) {
         progress.update(
             p.total > 0 ? static_cast<double>(p.done) / static_cast<double>(p.total) : -1.0,
             fmt::format("{} written", human_bytes(static_cast<uint64_t>(p.done))));
-        return true;
+        return !interrupt.interrupted();
       });
   progress.finish();
   if (!status.ok()) return fail(status);
@@ -193,21 +220,15 @@ int run_make_weights(const MakeSettings& settings) {
   options.seed = settings.seed;
   options.scale = settings.scale;
   options.text_encoder = !settings.no_text;
-  if (!settings.dtype.empty()) {
-    options.dtype = dtype_from_name(settings.dtype);
-    if (!options.dtype) {
-      return fail(
-          {StatusCode::kInvalidArgument,
-           fmt::format("'{}' is no element type; choose f32, bf16 or f16", settings.dtype)});
-    }
-  }
-  ProgressLine progress(/*quiet=*/false);
+  if (!settings.dtype.empty()) options.dtype = dtype_from_name(settings.dtype);
+  const InterruptGuard interrupt("stopping", [] {});
+  ProgressLine progress;
   const auto written =
       make_random_weights(*recipe, settings.folder, options, [&](const Progress& p) {
         progress.update(
             p.total > 0 ? static_cast<double>(p.done) / static_cast<double>(p.total) : -1.0,
             fmt::format("{}: {} parameters", p.stage, human_count(p.done)));
-        return true;
+        return !interrupt.interrupted();
       });
   progress.finish();
   if (!written.ok()) return fail(written.status());
@@ -224,9 +245,12 @@ void add_inspect(CLI::App& app, Command& chosen) {
   auto settings = std::make_shared<InspectSettings>();
   CLI::App* command =
       app.add_subcommand("inspect", "Show what is in a checkpoint, or how a video was made");
-  command->add_option("file", settings->file, "Checkpoint file, index or folder; or a video")
+  add_text(*command, "file", settings->file, "FILE",
+           "Checkpoint file, index or folder; or a video, y4m file or folder of pictures")
       ->required();
-  command->add_flag("--tensors", settings->tensors, "List every tensor");
+  command->add_flag("--tensors", settings->tensors, "List every tensor of a checkpoint");
+  command->add_flag("--count", settings->count,
+                    "Read a video to its end and count the frames, rather than believe its header");
   command->add_flag("--json", settings->json, "Print JSON");
   command->callback([settings, &chosen] {
     chosen = [settings] {
@@ -239,17 +263,25 @@ void add_convert(CLI::App& app, Command& chosen) {
   auto settings = std::make_shared<ConvertSettings>();
   CLI::App* command =
       app.add_subcommand("convert", "Convert a checkpoint: format, type, merged adapters, shards");
-  command->add_option("input", settings->input, "Checkpoint file, index or folder")->required();
-  command->add_option("output", settings->output, "Output: .safetensors, .pt or .pth")->required();
-  command->add_option("--dtype", settings->dtype, "f32, bf16, f16 or f8_e4m3; default: as it is");
+  add_text(*command, "input", settings->input, "IN", "Checkpoint file, index or folder")
+      ->required();
+  add_text(*command, "output", settings->output, "OUT", "Output: .safetensors, .pt or .pth")
+      ->required();
+  add_choice(*command, "--dtype", settings->dtype, {"f32", "bf16", "f16", "f8_e4m3"},
+             "Type of the floating-point tensors", {"as it is"});
   command->add_option("--lora", settings->lora, "Merge this adapter (may be repeated)")
+      ->option_text("FILE")
       ->allow_extra_args(false);
-  command->add_option("--lora-scale", settings->lora_scale, "Strength of the adapters")
-      ->capture_default_str();
-  command->add_option("--shard", settings->shard, "Safetensors: largest shard, e.g. 5G");
-  command->add_option("--key", settings->key, "Key of the outermost dictionary to take");
-  command->add_option("--output-key", settings->output_key, "PyTorch: key around the tensors");
-  command->add_option("--prefix", settings->prefix, "Only tensors that start so; it is removed");
+  add_number(*command, "--lora-scale", settings->lora_scale, -1000.0, 1000.0,
+             "Strength of the adapters");
+  add_bytes(*command, "--shard", settings->shard, "Safetensors: largest shard, such as 5G",
+            {"one file"});
+  add_text(*command, "--key", settings->key, "NAME", "Key of the outermost dictionary to take",
+           {"generator_ema, generator, model, ... in this order"});
+  add_text(*command, "--output-key", settings->output_key, "NAME",
+           "PyTorch: key around the tensors", {"none"});
+  add_text(*command, "--prefix", settings->prefix, "TEXT",
+           "Only tensors whose names start so; it is removed", {"all tensors"});
   command->add_flag("--no-ema", settings->no_ema, "Prefer 'generator' to 'generator_ema'");
   command->add_flag("--keep-names", settings->keep_names, "Do not remove wrappers' prefixes");
   command->callback(
@@ -260,13 +292,18 @@ void add_make_weights(CLI::App& app, Command& chosen) {
   auto settings = std::make_shared<MakeSettings>();
   CLI::App* command = app.add_subcommand(
       "make-weights", "Write random weights of a recipe in the published file formats");
-  command->add_option("recipe", settings->recipe, "Preset or recipe file")->required();
-  command->add_option("folder", settings->folder, "Where to write them")->required();
-  command->add_option("--seed", settings->seed, "Seed of the weights")->capture_default_str();
-  command->add_option("--scale", settings->scale, "Only this enlargement; 0: all")
-      ->capture_default_str();
-  command->add_option("--dtype", settings->dtype, "f32, bf16 or f16; default: as published");
-  command->add_flag("--no-text-encoder", settings->no_text, "Leave out the text encoder (11 GB)");
+  add_text(*command, "recipe", settings->recipe, "RECIPE", "Preset or recipe file")->required();
+  add_text(*command, "folder", settings->folder, "FOLDER",
+           "Where to write them; existing files are not overwritten")
+      ->required();
+  add_integer(*command, "--seed", settings->seed, uint64_t{0}, std::numeric_limits<uint64_t>::max(),
+              "Seed of the weights");
+  add_integer(*command, "--scale", settings->scale, int64_t{0}, int64_t{16},
+              "Only this enlargement; 0: all");
+  add_choice(*command, "--dtype", settings->dtype, {"f32", "bf16", "f16"}, "Type of all weights",
+             {"as published"});
+  command->add_flag("--no-text-encoder", settings->no_text,
+                    "Leave out the text encoder (11 GB for the published recipes)");
   command->callback(
       [settings, &chosen] { chosen = [settings] { return run_make_weights(*settings); }; });
 }

@@ -31,14 +31,26 @@ spdlog::level::level_enum spdlog_level(LogLevel level) {
   return spdlog::level::err;
 }
 
+// Nothing that happens to stderr may end the work; fmt would throw.
+void print_error_line(const std::string& line) {
+  std::fputs((line + "\n").c_str(), stderr);
+  std::fflush(stderr);
+}
+
+bool quiet_progress = false;
+
 }  // namespace
 
 int fail(const Status& status) {
-  fmt::print(stderr, "ultraflash: {}\n", status.message());
+  std::string line = status.message();
+  // Parts of it may come from a file or a file's name.
+  for (char& c : line) c = static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
+  print_error_line("ultraflash: " + line);
   return status_code_info(status.code()).exit_status;
 }
 
 void init_logging(bool verbose, bool quiet) {
+  quiet_progress = quiet;
   auto logger = spdlog::stderr_color_mt("ultraflash");
   logger->set_pattern("%n: %^%l%$: %v");
   logger->set_level(verbose ? spdlog::level::debug
@@ -73,18 +85,18 @@ std::string human_count(int64_t count) {
   return fmt::format("{}", count);
 }
 
-ProgressLine::ProgressLine(bool quiet) : quiet_(quiet), terminal_(stderr_is_terminal()) {}
+ProgressLine::ProgressLine() : terminal_(stderr_is_terminal()) {}
 
 ProgressLine::~ProgressLine() { finish(); }
 
 void ProgressLine::update(double fraction, std::string_view text) {
-  if (quiet_) return;
+  if (quiet_progress) return;
   const double time = now();
   const double interval = terminal_ ? 0.05 : 2.0;
   if (time - last_time_ < interval && fraction < 1.0) return;
   last_time_ = time;
   if (!terminal_) {
-    fmt::print(stderr, "{}\n", text);
+    print_error_line(std::string(text));
     return;
   }
   constexpr int kWidth = 28;
@@ -94,13 +106,13 @@ void ProgressLine::update(double fraction, std::string_view text) {
     bar = fmt::format("[{:=<{}}{:<{}}] {:3.0f} %  ", "", filled, "", kWidth - filled,
                       100.0 * std::min(fraction, 1.0));
   }
-  fmt::print(stderr, "\r\033[K{}{}", bar, text);
+  std::fputs(fmt::format("\r\033[K{}{}", bar, text).c_str(), stderr);
   std::fflush(stderr);
   open_ = true;
 }
 
 void ProgressLine::finish() {
-  if (open_) fmt::print(stderr, "\n");
+  if (open_) print_error_line("");
   open_ = false;
 }
 

@@ -1,4 +1,4 @@
-// What all subcommands share: exit statuses, output, logging, progress.
+// What all subcommands share: failing, output, logging, progress.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -12,13 +12,11 @@
 
 namespace ultraflash::cli {
 
-/// Exit status of a command that ran and whose answer is no (verify over its tolerance).
-inline constexpr int kAnswerIsNo = 1;
-
-/// Prints the message on stderr and returns the exit status of its code (docs/command-line.md).
+/// Prints the message on stderr, as one line, and returns the exit status of its code.
 int fail(const Status& status);
 
-/// Sets up logging on stderr: warnings and errors, with `verbose` everything.
+/// Sets up stderr: warnings, errors and progress; with `verbose` everything, with `quiet` only
+/// errors.
 void init_logging(bool verbose, bool quiet);
 /// A logger that writes there.
 Logger stderr_logger();
@@ -34,7 +32,7 @@ std::string human_count(int64_t count);
 /// A progress bar on a terminal, plain lines otherwise. One line per unit of work, never on stdout.
 class ProgressLine {
  public:
-  explicit ProgressLine(bool quiet);
+  ProgressLine();
   ProgressLine(const ProgressLine&) = delete;
   ProgressLine& operator=(const ProgressLine&) = delete;
   ~ProgressLine();
@@ -46,7 +44,6 @@ class ProgressLine {
   void finish();
 
  private:
-  bool quiet_;
   bool terminal_;
   bool open_ = false;
   double last_time_ = -1e9;

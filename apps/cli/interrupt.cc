@@ -8,6 +8,8 @@
 #include <ctime>
 #include <utility>
 
+#include "exit_status.h"
+
 namespace ultraflash::cli {
 namespace {
 
@@ -21,15 +23,16 @@ sigset_t watched_signals() {
 
 }  // namespace
 
-InterruptGuard::InterruptGuard(std::function<void()> on_first) : on_first_(std::move(on_first)) {
+InterruptGuard::InterruptGuard(std::string doing, std::function<void()> on_first)
+    : doing_(std::move(doing)), on_first_(std::move(on_first)) {
   const sigset_t set = watched_signals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   thread_ = std::thread([this, set] {
     const timespec tick{0, 100'000'000};
     while (!stopping_) {
       if (sigtimedwait(&set, nullptr, &tick) < 0) continue;
-      if (interrupted_.exchange(true)) _exit(130);
-      std::fputs("\nultraflash: finishing the current chunk (again to stop at once)\n", stderr);
+      if (interrupted_.exchange(true)) _exit(static_cast<int>(ExitStatus::kStoppedAtOnce));
+      std::fprintf(stderr, "\nultraflash: %s (again to stop at once)\n", doing_.c_str());
       on_first_();
     }
   });

@@ -1,5 +1,5 @@
-// The settings of generate: declared once, with names, defaults, ranges and help; read from the
-// command line, environment and a settings file, and stored with the video.
+// Settings that generate and bench share: declared once, with names, defaults, ranges and help;
+// read from the command line, the environment and a settings file, and stored with the video.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -29,6 +29,7 @@ struct EngineSettings {
 
   void add_to(CLI::App& app);
   [[nodiscard]] Result<EngineOptions> engine_options() const;
+  /// Under the names that --settings reads back.
   void write(nlohmann::ordered_json& json) const;
 };
 
@@ -38,7 +39,7 @@ struct StreamSettings {
   std::string trim = "intended";
   double condition_noise = -1.0;
   int64_t dcm_steps = 0;
-  std::string dcm_refresh_score;  // "", "sharpness", "never"
+  std::string dcm_refresh_score = "always";
   double dcm_refresh_threshold = 0.62;
   bool dcm_sr_cache = false;
   int64_t dcm_sr_kv_len_min = 1;
@@ -46,11 +47,14 @@ struct StreamSettings {
 
   void add_to(CLI::App& app);
   /// Fills everything but prompts and length.
-  [[nodiscard]] Status fill(SessionOptions& options) const;
+  void fill(SessionOptions& options) const;
   void write(nlohmann::ordered_json& json) const;
 };
 
-/// "8G", "500M", "1.5GiB", "1000000" in bytes; 0 for an empty text.
-Result<uint64_t> parse_bytes(const std::string& text);
+/// Text of a JSON value; names of files may hold bytes that are no UTF-8, they become U+FFFD.
+std::string dump_json(const nlohmann::ordered_json& json, int indent);
+
+/// `--settings FILE` of generate and bench.
+CLI::Option* add_settings_file(CLI::App& app, std::string& path);
 
 }  // namespace ultraflash::cli

@@ -32,12 +32,13 @@ enum class StatusCode : int32_t {
 };
 
 /// One row per code: the name used in messages and JSON, the exit status of the command line
-/// program, and the status of the HTTP server.
+/// program, the status of the HTTP server, and what the code means, for people.
 struct StatusCodeInfo {
   StatusCode code;
   const char* name;
   int exit_status;
   int http_status;
+  const char* meaning;
 };
 
 /// All codes in the order of the enumeration.
