@@ -36,6 +36,8 @@ enum class RandomPurpose : uint8_t {
   kRefinerNoise = 4,    // index: SR group
   kWeights = 5,         // index: hash of the tensor name
   kTest = 6,
+  kPocketScene = 7,    // index: scene, step: split
+  kPocketCaption = 8,  // index: scene, step: variant
 };
 
 /// Stream for `purpose` at `index` (chunk, group) and `step`.
