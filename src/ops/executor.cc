@@ -291,7 +291,38 @@ Tensor Executor::attention(const Tensor& q, const Tensor& k, const Tensor& v, in
                  bias.dim(1) >= keys && bias.dim(2) == q.dim(1) && bias.contiguous(),
              "attention: bias {} for {} keys and {} queries", bias.to_string(), keys, q.dim(1));
   }
-  return do_attention(q, k, v, heads, options);
+  if (options.chunk_mask == ChunkMask::kNone) return do_attention(q, k, v, heads, options);
+  const int64_t halves = options.chunk_mask == ChunkMask::kTeacherForcing ? 2 : 1;
+  UF_CHECK(options.keys < 0 && !options.key_lengths.defined() &&
+               !options.bias_transposed.defined() && k.shape() == q.shape() &&
+               options.chunk_tokens > 0 && q.dim(1) % (halves * options.chunk_tokens) == 0,
+           "attention: q {} and k {} in chunks of {}", q.to_string(), k.to_string(),
+           options.chunk_tokens);
+  return do_attention_in_chunks(q, k, v, heads, options);
+}
+
+Tensor Executor::do_attention_in_chunks(const Tensor& q, const Tensor& k, const Tensor& v,
+                                        int64_t heads, const AttentionOptions& options) {
+  AttentionOptions plain;
+  plain.scale = options.scale;
+  const int64_t chunk = options.chunk_tokens;
+  const bool forced = options.chunk_mask == ChunkMask::kTeacherForcing;
+  const int64_t tokens = forced ? q.dim(1) / 2 : q.dim(1);
+  const Tensor out = do_empty(q.dtype(), q.shape());
+  for (int64_t begin = 0; begin < q.dim(1); begin += chunk) {
+    const int64_t end = begin + chunk;
+    const auto keys = [&](const Tensor& x) {
+      if (begin < tokens) return x.slice(1, 0, end);
+      const int64_t before = begin - tokens;
+      Tensor joined = do_empty(x.dtype(), x.shape().with(1, before + chunk));
+      if (before > 0) do_copy(joined.slice(1, 0, before), x.slice(1, 0, before));
+      do_copy(joined.slice(1, before, before + chunk), x.slice(1, begin, end));
+      return joined;
+    };
+    do_copy(out.slice(1, begin, end),
+            do_attention(q.slice(1, begin, end), keys(k), keys(v), heads, plain));
+  }
+  return out;
 }
 
 WindowedQueries Executor::qkv_to_windows(const Tensor& qkv, const Tensor& norm_q,

@@ -228,6 +228,9 @@ class Executor {
                                      int64_t tokens_per_frame, const ChunkPlace& place) = 0;
   virtual Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                               const AttentionOptions& options) = 0;
+  /// Attention under options.chunk_mask. By default one attention per chunk.
+  virtual Tensor do_attention_in_chunks(const Tensor& q, const Tensor& k, const Tensor& v,
+                                        int64_t heads, const AttentionOptions& options);
   virtual WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q,
                                             const Tensor& norm_k, float eps, const WindowGrid& grid,
                                             int64_t heads, const GroupPlace& place,

@@ -76,8 +76,15 @@ struct ChunkPlace {
   int64_t ring_begin = 0;
   int64_t ring_end = 0;  // capacity of the cache in frames
   int64_t visible_frames = 0;
+  /// Positive: rotary positions start again after so many frames, for several clips of one time
+  /// side by side (teacher forcing).
+  int64_t position_period = 0;
   Tensor device;  // executor's copy; undefined where the host numbers are used directly
 
+  /// Rotary position of frame `frame` of the chunk.
+  [[nodiscard]] int64_t position_of(int64_t frame) const {
+    return first_frame + (position_period > 0 ? frame % position_period : frame);
+  }
   [[nodiscard]] int64_t slot_of(int64_t frame) const {
     const int64_t slot = first_slot + frame;
     return slot < ring_end ? slot : ring_begin + (slot - ring_end);
@@ -163,12 +170,23 @@ struct BlockMask {
   Tensor counts;   // i32 [batch, heads, query_blocks]
 };
 
+/// Which keys a query sees when chunks are trained side by side. Chunk i is tokens
+/// [i * chunk_tokens, (i + 1) * chunk_tokens).
+enum class ChunkMask : uint8_t {
+  kNone,
+  kChunkCausal,     // chunk i sees chunks 0 to i
+  kTeacherForcing,  // first half clean, second noisy: clean chunk i sees clean chunks 0 to i, noisy
+                    // chunk i sees clean chunks 0 to i - 1 and itself
+};
+
 /// Dense attention beyond softmax(q k^T * scale) v.
 struct AttentionOptions {
   float scale = 0.0F;      // 0: 1/sqrt(head_dim)
   int64_t keys = -1;       // only the first `keys` keys are attended; -1: all
   Tensor key_lengths;      // i64 [batch]: per-sample number of keys; undefined: `keys`
   Tensor bias_transposed;  // f32 [heads, keys, queries], added to the scaled scores
+  ChunkMask chunk_mask = ChunkMask::kNone;  // takes q, k and v of one length and no other option
+  int64_t chunk_tokens = 0;                 // beside `scale`
 };
 
 /// Zero padding of a 2-D convolution, in input pixels.

@@ -166,6 +166,40 @@ void add_attention_cases(std::vector<OpCase>& cases) {
              c.executor.attention(qkv.slice(2, 0, 32), kv.slice(2, 0, 32), kv.slice(2, 32, 64), 2)};
        },
        5e-6});
+  for (const int64_t chunk : {1, 5, 20}) {
+    cases.push_back({fmt::format("attention_in_chunks_of_{}", chunk),
+                     [chunk](const OpContext& c) {
+                       // q, k and v side by side, as a training pass has them.
+                       const Tensor qkv = c.input({2, 40, 96}, 1);
+                       AttentionOptions options;
+                       options.chunk_mask = ChunkMask::kChunkCausal;
+                       options.chunk_tokens = chunk;
+                       AttentionOptions forced = options;
+                       forced.chunk_mask = ChunkMask::kTeacherForcing;
+                       forced.scale = 0.5F;
+                       const Tensor q = qkv.slice(2, 0, 32);
+                       const Tensor k = qkv.slice(2, 32, 64);
+                       const Tensor v = qkv.slice(2, 64, 96);
+                       return std::vector<Tensor>{c.executor.attention(q, k, v, 2, options),
+                                                  c.executor.attention(q, k, v, 2, forced)};
+                     },
+                     5e-6});
+  }
+  cases.push_back({"qkv_to_cache_repeating_positions",
+                   [](const OpContext& c) {
+                     ChunkPlace place;
+                     place.first_frame = 7;
+                     place.ring_end = 4;
+                     place.visible_frames = 4;
+                     place.position_period = 2;
+                     KvCache cache{c.input({2, 24, 32}, 5), c.input({2, 24, 32}, 6)};
+                     c.executor.update_place(place);
+                     const Tensor q = c.executor.qkv_to_cache(
+                         c.input({2, 24, 96}, 1), c.parameter({32}, 2), c.parameter({32}, 3), 1e-6F,
+                         {4, 2, 3}, 2, place, cache);
+                     return std::vector<Tensor>{q, cache.k, cache.v};
+                   },
+                   8e-6});
   for (const int64_t head_dim : {16, 64, 128}) {
     cases.push_back({fmt::format("qkv_to_cache_{}", head_dim),
                      [head_dim](const OpContext& c) {

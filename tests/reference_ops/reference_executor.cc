@@ -259,7 +259,7 @@ Tensor ReferenceExecutor::do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_
       std::vector<double> query = rms(row, norm_q.data<float>(), dim, static_cast<double>(eps));
       std::vector<double> key = rms(row + dim, norm_k.data<float>(), dim, static_cast<double>(eps));
       for (std::vector<double>* x : {&query, &key}) {
-        rotate(*x, dim / heads, static_cast<double>(place.first_frame + frame),
+        rotate(*x, dim / heads, static_cast<double>(place.position_of(frame)),
                static_cast<double>(cell / grid.width), static_cast<double>(cell % grid.width));
       }
       const int64_t slot = place.slot_of(frame) * grid.tokens_per_frame() + cell;
@@ -314,6 +314,48 @@ Tensor ReferenceExecutor::do_attention(const Tensor& q, const Tensor& k, const T
             sum += score[static_cast<size_t>(j)] * get(v, {kb, j, h * head_dim + d});
           }
           at(out, {b, n, h * head_dim + d}) = static_cast<float>(keys == 0 ? 0.0 : sum / total);
+        }
+      }
+    }
+  }
+  return out;
+}
+
+Tensor ReferenceExecutor::do_attention_in_chunks(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                 int64_t heads, const AttentionOptions& options) {
+  const int64_t head_dim = q.dim(2) / heads;
+  const double scale = options.scale != 0.0F ? static_cast<double>(options.scale)
+                                             : 1.0 / std::sqrt(static_cast<double>(head_dim));
+  const bool forced = options.chunk_mask == ChunkMask::kTeacherForcing;
+  const int64_t half = forced ? q.dim(1) / 2 : q.dim(1);
+  const auto sees = [&](int64_t n, int64_t j) {
+    const int64_t query_chunk = n % half / options.chunk_tokens;
+    const int64_t key_chunk = j % half / options.chunk_tokens;
+    const bool noisy_query = n >= half;
+    const bool noisy_key = j >= half;
+    if (!noisy_query) return !noisy_key && key_chunk <= query_chunk;
+    return noisy_key ? key_chunk == query_chunk : key_chunk < query_chunk;
+  };
+  Tensor out = make(q.shape());
+  for (int64_t b = 0; b < q.dim(0); ++b) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t n = 0; n < q.dim(1); ++n) {
+        std::vector<double> weight(static_cast<size_t>(k.dim(1)));
+        double total = 0;
+        for (int64_t j = 0; j < k.dim(1); ++j) {
+          if (!sees(n, j)) continue;
+          double sum = 0;
+          for (int64_t d = 0; d < head_dim; ++d) {
+            sum += get(q, {b, n, h * head_dim + d}) * get(k, {b, j, h * head_dim + d});
+          }
+          total += weight[static_cast<size_t>(j)] = std::exp(sum * scale);
+        }
+        for (int64_t d = 0; d < head_dim; ++d) {
+          double sum = 0;
+          for (int64_t j = 0; j < k.dim(1); ++j) {
+            sum += weight[static_cast<size_t>(j)] * get(v, {b, j, h * head_dim + d});
+          }
+          at(out, {b, n, h * head_dim + d}) = static_cast<float>(sum / total);
         }
       }
     }

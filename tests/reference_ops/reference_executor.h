@@ -44,6 +44,8 @@ class ReferenceExecutor final : public Executor {
                              int64_t tokens_per_frame, const ChunkPlace& place) override;
   Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                       const AttentionOptions& options) override;
+  Tensor do_attention_in_chunks(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                                const AttentionOptions& options) override;
   WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                                     float eps, const WindowGrid& grid, int64_t heads,
                                     const GroupPlace& place, WindowCache& cache) override;

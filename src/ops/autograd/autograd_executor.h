@@ -8,6 +8,7 @@
 // Operations record a graph where libtorch's grad mode is on (at::NoGradGuard turns it off).
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "ops/executor.h"
@@ -16,6 +17,9 @@ namespace ultraflash {
 
 struct AutogradOptions {
   Device device;
+  /// Block-sparse attention forms a mask over tokens up to this many elements and gathers the key
+  /// blocks of each query block above it, which costs more calls but no more memory than it needs.
+  int64_t largest_mask_elements = int64_t{1} << 28;
 };
 
 /// Throws Error(kUnsupported) when this libtorch or machine lacks the device.

@@ -82,7 +82,8 @@ Tensor CpuExecutor::do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, con
       const int64_t token = t % tokens;
       const int64_t frame = token / per_frame;
       const int64_t in_frame = token % per_frame;
-      rotary_row(frame, in_frame / grid.width, in_frame % grid.width, cosine, sine);
+      rotary_row(place.position_of(frame) - place.first_frame, in_frame / grid.width,
+                 in_frame % grid.width, cosine, sine);
       const int64_t row = sample * capacity + place.slot_of(frame) * per_frame + in_frame;
       args.qkv = qkv.raw() + t * 3 * dim * element;
       args.q_out = q.mutable_raw() + t * dim * element;
