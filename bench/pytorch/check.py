@@ -11,7 +11,7 @@ import sys
 import torch
 from safetensors import safe_open
 
-from networks import memory_net, sparse_sr_dit, umt5, wan_dit, wan_vae
+from networks import cases, memory_net, sparse_sr_dit, umt5, wan_dit, wan_vae
 
 LIMIT = 1e-4
 NO_NETWORK = ("flow_match_scheduler", "tokenizer_t5", "lora_merge")
@@ -61,18 +61,32 @@ class Golden:
         print(f"  {'ok  ' if good else 'FAIL'} {name:24} {text}")
 
 
-def transformer(g):
+def transformer(g, form):
     names = [f for f in wan_dit.WanDitConfig.__dataclass_fields__ if f in g.config]
     config = wan_dit.WanDitConfig(**{name: g.config[name] for name in names})
-    network = g.load(wan_dit.WanDit(config)).prepare(torch.float32)
+    network = g.load(wan_dit.WanDit(config)).prepare(torch.float32, form)
     stored = g["in.context"]
     context = torch.zeros(1, config.text_len, config.text_dim)
     context[:, : stored.shape[1]] = stored
     return network, network.text(context)
 
 
-def causal_wan(g):
-    network, text = transformer(g)
+def every_form(forms):
+    """Replays a file once in each form that may be measured."""
+
+    def decorate(replay):
+        def run(g):
+            for form in forms:
+                print(f"  {form}:")
+                replay(g, form)
+        return run
+
+    return decorate
+
+
+@every_form(cases.DENSE)
+def causal_wan(g, form):
+    network, text = transformer(g, form)
     height, width = g.config["latent"]
     tokens = height // 2 * (width // 2)
     chunk = g.config["frames_per_chunk"]
@@ -91,34 +105,34 @@ def causal_wan(g):
     g.compare("out.cache_k.0", keys)
 
 
-def wan_bidirectional(g):
-    network, text = transformer(g)
+@every_form(cases.DENSE)
+def wan_bidirectional(g, form):
+    network, text = transformer(g, form)
     time = network.time(g["in.t"].item())
     g.compare("out.flow", wan_dit.run_bidirectional(network, g["in.x"], time, text))
 
 
-def sparse_sr(g):
-    for attention in sparse_sr_dit.ATTENTION:
-        network, text = transformer(g)
-        config = sparse_sr_dit.SparseSrConfig(
-            network.config, tuple(g.config["sparse_block_size"]), g.config["sparse_local_range"],
-            g.config.get("sparse_top_k_ratio", 1.0), g.config["sparse_ref_spatial_tokens"],
-            g.config["stream_chunk_size"],
-        )
-        height, width = (size // 2 for size in g.config["latent"])
-        groups = g.config["groups"]
-        kv_len = g.config["kv_len"]
-        state = sparse_sr_dit.SparseSrState(network, config, height, width, max(groups), kv_len)
-        time = network.time(g["in.t"].double().item())
-        print(f"  {attention} attention:")
-        for i in range(len(groups)):
-            masks = []
-            flow = sparse_sr_dit.run(network, config, g[f"in.x.{i}"][None], g[f"in.y.{i}"][None],
-                                     state, time, text, kv_len, attention, masks)
-            for layer, mask in enumerate(masks):
-                g.compare_equal(f"out.mask.{i}.layer{layer}", mask)
-            g.compare(f"out.flow.{i}", flow)
-            g.compare_equal(f"out.cache_blocks.{i}", state.cached * state.spatial)
+@every_form(cases.SPARSE)
+def sparse_sr(g, form):
+    network, text = transformer(g, form)
+    config = sparse_sr_dit.SparseSrConfig(
+        network.config, tuple(g.config["sparse_block_size"]), g.config["sparse_local_range"],
+        g.config.get("sparse_top_k_ratio", 1.0), g.config["sparse_ref_spatial_tokens"],
+        g.config["stream_chunk_size"],
+    )
+    height, width = (size // 2 for size in g.config["latent"])
+    groups = g.config["groups"]
+    kv_len = g.config["kv_len"]
+    state = sparse_sr_dit.SparseSrState(network, config, height, width, max(groups), kv_len)
+    time = network.time(g["in.t"].double().item())
+    for i in range(len(groups)):
+        masks = []
+        flow = sparse_sr_dit.run(network, config, g[f"in.x.{i}"][None], g[f"in.y.{i}"][None],
+                                 state, time, text, kv_len, form.split("_")[0], masks)
+        for layer, mask in enumerate(masks):
+            g.compare_equal(f"out.mask.{i}.layer{layer}", mask)
+        g.compare(f"out.flow.{i}", flow)
+        g.compare_equal(f"out.cache_blocks.{i}", state.cached * state.spatial)
 
 
 def each_format(g, make, replay):
@@ -209,11 +223,12 @@ def vae(g):
         g.compare("out.stream.1", network.decode(latent[:, :, first:], state))
 
 
-def umt5_encoder(g):
+@every_form(cases.DENSE)
+def umt5_encoder(g, form):
     c = g.config
     network = g.load(umt5.Umt5Encoder(c["vocab"], c["dim"], c["dim_attn"], c["dim_ffn"],
                                       c["num_heads"], c["num_layers"], c["num_buckets"]))
-    umt5.prepare(network, torch.float32)
+    umt5.prepare(network, torch.float32, form)
     lengths = g["in.mask"].sum(1)
     hidden = network.run(g["in.ids"], lengths, zero_padding=False)
     g.compare("out.hidden", hidden)

@@ -46,7 +46,7 @@ def frames_of(case, channels, dtype, memory_format, key="latent"):
 
 def causal_wan(case, dtype, form):
     config = wan_dit.WanDitConfig(**case["config"])
-    network = randomize(wan_dit.WanDit(config)).prepare(dtype)
+    network = randomize(wan_dit.WanDit(config)).prepare(dtype, form)
     latent = latent_of(case, config.in_dim, dtype)
     _, _, chunk, height, width = latent.shape
     capacity = case["cache_frames"]
@@ -61,7 +61,7 @@ def causal_wan(case, dtype, form):
 
 def wan_bidirectional(case, dtype, form):
     config = wan_dit.WanDitConfig(**case["config"])
-    network = randomize(wan_dit.WanDit(config)).prepare(dtype)
+    network = randomize(wan_dit.WanDit(config)).prepare(dtype, form)
     latent = latent_of(case, config.in_dim, dtype)
     time = network.time(500.0)
     text = text_of(network, dtype)
@@ -70,7 +70,7 @@ def wan_bidirectional(case, dtype, form):
 
 def sparse_sr(case, dtype, form):
     config = sparse_sr_dit.SparseSrConfig.from_json(case["config"])
-    network = randomize(wan_dit.WanDit(config.transformer)).prepare(dtype)
+    network = randomize(wan_dit.WanDit(config.transformer)).prepare(dtype, form)
     channels = config.transformer.in_dim // 2
     noise = latent_of(case, channels, dtype, 1)
     condition = latent_of(case, channels, dtype, 2)
@@ -80,7 +80,7 @@ def sparse_sr(case, dtype, form):
     time = network.time(1000.0)
     text = text_of(network, dtype)
     return network, lambda: sparse_sr_dit.run(
-        network, config, noise, condition, state, time, text, kv_len, attention=form
+        network, config, noise, condition, state, time, text, kv_len, attention=form.split("_")[0]
     )
 
 
@@ -130,7 +130,7 @@ def vae(case, dtype, form, decode):
 
 def umt5_encoder(case, dtype, form):
     config = case["config"]
-    network = umt5.prepare(randomize(umt5.Umt5Encoder(**config)), dtype)
+    network = umt5.prepare(randomize(umt5.Umt5Encoder(**config)), dtype, form)
     length = case["length"]
     ids = torch.zeros(1, case["tokens"], dtype=torch.int64)
     ids[0, :length] = (torch.arange(length) * 37 + 5) % config["vocab_size"]
@@ -138,15 +138,18 @@ def umt5_encoder(case, dtype, form):
     return network, lambda: network.run(ids, lengths)
 
 
+DENSE = ("sdpa", "sdpa_onednn", "matmul_onednn")
+SPARSE = ("gathered", "gathered_onednn", "gathered_matmul_onednn", "masked_onednn")
+
 # module of a case: how it is built, and the forms of it that are tried.
 BUILDERS = {
-    "causal_wan": (causal_wan, ("eager",)),
-    "wan_bidirectional": (wan_bidirectional, ("eager",)),
-    "sparse_sr_dit": (sparse_sr, ("gathered", "masked")),
+    "causal_wan": (causal_wan, DENSE),
+    "wan_bidirectional": (wan_bidirectional, DENSE),
+    "sparse_sr_dit": (sparse_sr, SPARSE),
     "latent_upsampler": (latent_upsampler, ("contiguous_format", "channels_last")),
     "tiny_decoder": (tiny_decoder, ("contiguous_format", "channels_last")),
     "tiny_encoder": (tiny_encoder, ("contiguous_format", "channels_last")),
     "wan_vae_decode": (lambda *a: vae(*a, decode=True), wan_vae.FORMS),
     "wan_vae_encode": (lambda *a: vae(*a, decode=False), wan_vae.FORMS),
-    "umt5_encoder": (umt5_encoder, ("eager",)),
+    "umt5_encoder": (umt5_encoder, DENSE),
 }

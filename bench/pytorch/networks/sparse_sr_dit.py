@@ -97,7 +97,7 @@ def select_blocks(pooled_q, pooled_k, allowed, top_k, diagonal):
     return mask.flatten(1, 2)  # [heads, query_blocks, key_blocks]
 
 
-def attend_gathered(q, k, v, mask, key_blocks):
+def attend_gathered(q, k, v, mask, key_blocks, attention):
     """Query blocks with the same number of keys go together, their keys gathered side by side."""
     heads, queries, tokens, dim = q.shape
     capacity = k.shape[1]
@@ -113,20 +113,20 @@ def attend_gathered(q, k, v, mask, key_blocks):
         which = (counts == count).nonzero().flatten()
         keys = index[(starts[which, None] + torch.arange(count)).flatten()]
         shape = (len(which), 1, -1, dim)
-        out[which] = F.scaled_dot_product_attention(
+        out[which] = attention(
             q[which].view(shape), k[keys].view(shape), v[keys].view(shape)
         ).reshape(len(which), 1, -1)
     return out.view(heads, queries, tokens, dim)
 
 
-def attend_masked(q, k, v, mask, key_blocks):
+def attend_masked(q, k, v, mask, key_blocks, attention):
     """Dense attention under the mask spread over tokens."""
     heads, queries, tokens, dim = q.shape
     if mask.numel() * tokens**2 > MASK_LIMIT:
         raise MemoryError(f"a mask of {mask.numel() * tokens**2 / 2**30:.1f} GiB over tokens")
     k, v = k[:, key_blocks].flatten(1, 2), v[:, key_blocks].flatten(1, 2)
     spread = mask.repeat_interleave(tokens, 1).repeat_interleave(tokens, 2)
-    out = F.scaled_dot_product_attention(q.flatten(1, 2)[None], k[None], v[None], spread[None])
+    out = attention(q.flatten(1, 2)[None], k[None], v[None], spread[None])
     return out.view(heads, queries, tokens, dim)
 
 
@@ -170,7 +170,7 @@ def run(network, config, noise, condition, state, time, text, kv_len, attention=
                              top_k, state.cached == 0)
         if masks is not None:
             masks.append(mask)
-        y = ATTENTION[attention](q, cache_k, cache_v, mask, key_blocks)
+        y = ATTENTION[attention](q, cache_k, cache_v, mask, key_blocks, network.attention)
         return from_windows(y, grid, padded, config.window)
 
     flow = network.run(latent, time, text, attend)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import forms
+
 EPS = 1e-6
 
 
@@ -93,12 +95,12 @@ class Umt5Encoder(nn.Module):
         buckets = self.bucket_table(length, keys)
         x = self.token_embedding(ids)
         for block in self.blocks:
-            qkv = F.linear(block.norm1(x), block.attn.qkv).view(batch, length, 3, self.heads, -1)
+            qkv = block.attn.qkv(block.norm1(x)).view(batch, length, 3, self.heads, -1)
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
             bias = block.pos_embedding.embedding.weight.t()[:, buckets][None]
             if batch > 1:
                 bias = bias.masked_fill(~used[:, None, None], -torch.inf)
-            y = F.scaled_dot_product_attention(
+            y = self.attention(
                 q, k[:, :, :keys], v[:, :, :keys], attn_mask=bias, scale=1.0
             )
             x = x + block.attn.o(y.transpose(1, 2).reshape(batch, length, -1))
@@ -107,10 +109,16 @@ class Umt5Encoder(nn.Module):
         return x.masked_fill_(~used[..., None], 0) if zero_padding else x
 
 
-def prepare(network, dtype):
+def prepare(network, dtype, form=""):
+    """`form`: see forms.py."""
     network.eval().requires_grad_(False).to(dtype)
     for block in network.blocks:
         a = block.attn
-        a.qkv = torch.cat([a.q.weight, a.k.weight, a.v.weight])
+        joined = torch.cat([a.q.weight, a.k.weight, a.v.weight])
+        a.qkv = nn.Linear(*joined.shape[::-1], bias=False, device="meta")
+        a.qkv.weight = nn.Parameter(joined, False)
         del a.q, a.k, a.v
+    network.attention = forms.attention_of(form)
+    if "onednn" in form:
+        forms.pack_linears(network)
     return network

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import forms
+
 
 @dataclasses.dataclass
 class WanDitConfig:
@@ -95,8 +97,10 @@ class WanDit(nn.Module):
         self.head = Head(config)
         self.rotary = None
 
-    def prepare(self, dtype):
-        """Joins q, k, v and k, v of the text; afterwards published names no longer load."""
+    def prepare(self, dtype, form=""):
+        """Joins q, k, v and k, v of the text; afterwards published names no longer load.
+
+        `form`: see forms.py."""
         self.eval().requires_grad_(False).to(dtype)
         self.dtype = dtype
         for block in self.blocks:
@@ -108,7 +112,13 @@ class WanDit(nn.Module):
             c.kv = join(c.k, c.v)
             del c.k, c.v
         # A convolution whose kernel is its stride is a product over patches.
-        self.patch_weight = self.patch_embedding.weight.flatten(1)
+        convolution = self.patch_embedding
+        self.patch_embedding = nn.Linear(4 * self.config.in_dim, self.config.dim, device="meta")
+        self.patch_embedding.weight = nn.Parameter(convolution.weight.flatten(1), False)
+        self.patch_embedding.bias = convolution.bias
+        self.attention = forms.attention_of(form)
+        if "onednn" in form:
+            forms.pack_linears(self)
         self.rotary = RotaryTable(self.config.head_dim)
         return self
 
@@ -158,7 +168,7 @@ class WanDit(nn.Module):
         _, _, f, h, w = latent.shape
         x = latent.view(c.in_dim, f, h // 2, 2, w // 2, 2).permute(1, 2, 4, 0, 3, 5)
         x = x.reshape(1, f * h * w // 4, c.in_dim * 4)
-        x = F.linear(x, self.patch_weight, self.patch_embedding.bias)  # [1, tokens, dim]
+        x = self.patch_embedding(x)  # [1, tokens, dim]
         for i, (block, m) in enumerate(zip(self.blocks, time[0])):
             n = F.layer_norm(x, d, m[0], m[1], c.eps)
             y = attend(i, block.self_attn, block.self_attn.qkv(n))
@@ -166,7 +176,7 @@ class WanDit(nn.Module):
             n = block.norm3(x)
             q = F.rms_norm(block.cross_attn.q(n), d, block.cross_attn.norm_q.weight, c.eps)
             q = q.view(1, -1, c.num_heads, c.head_dim).transpose(1, 2)
-            y = F.scaled_dot_product_attention(q, *text[i]).transpose(1, 2).reshape(n.shape)
+            y = self.attention(q, *text[i]).transpose(1, 2).reshape(n.shape)
             x = x + block.cross_attn.o(y)
             n = F.layer_norm(x, d, m[3], m[4], c.eps)
             x = torch.addcmul(x, block.ffn(n), m[5])
@@ -247,7 +257,7 @@ def run_causal(network, latent, state, rows, first_frame, time, text):
         k, v = state.k[layer], state.v[layer]
         k[rows] = qk[:, 1].to(k.dtype)
         v[rows] = qkv[0, :, 2 * c.dim :].view(-1, c.num_heads, c.head_dim)
-        y = F.scaled_dot_product_attention(
+        y = network.attention(
             qk[:, 0].to(k.dtype).transpose(0, 1)[None],
             k[:visible].transpose(0, 1)[None],
             v[:visible].transpose(0, 1)[None],
@@ -266,7 +276,7 @@ def run_bidirectional(network, latent, time, text):
     def attend(_, weights, qkv):
         qk = network.normed_qk(weights, qkv, angles).to(network.dtype)
         v = qkv[0, :, 2 * c.dim :].view(-1, c.num_heads, c.head_dim)
-        y = F.scaled_dot_product_attention(
+        y = network.attention(
             qk[:, 0].transpose(0, 1)[None], qk[:, 1].transpose(0, 1)[None],
             v.transpose(0, 1)[None],
         )
