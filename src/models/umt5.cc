@@ -88,10 +88,9 @@ Umt5Encoder Umt5Encoder::bind(Loader loader, const Umt5Config& config) {
     block.gate = in_block.linear("ffn.gate.0", dim, config.dim_ffn, false);
     block.fc1 = in_block.linear("ffn.fc1", dim, config.dim_ffn, false);
     block.fc2 = in_block.linear("ffn.fc2", config.dim_ffn, dim, false, branch);
-    const Tensor positions =
+    block.positions =
         in_block.as_bound("pos_embedding.embedding.weight", {config.num_buckets, config.num_heads},
                           ParameterInit::normal(0.5F));
-    if (positions.defined()) block.positions = positions.to(DType::kF32);
     network.blocks_.push_back(std::move(block));
   }
   network.norm_ = loader.vector("norm.weight", {dim}, ParameterInit::ones());
@@ -110,21 +109,20 @@ int64_t relative_position_bucket(int64_t relative, int64_t num_buckets, int64_t 
   return sign + std::min(half - 1, exact + static_cast<int64_t>(position));
 }
 
-Tensor Umt5Encoder::bias(Executor& ops, const Block& block, int64_t length) const {
+Tensor Umt5Encoder::bias_elements(int64_t length) const {
   const int64_t heads = config_.num_heads;
-  Tensor bias = Tensor::allocate(DType::kF32, {heads, length, length});
-  const float* table = block.positions.data<float>();
-  float* out = bias.mutable_data<float>();
+  Tensor elements = Tensor::allocate(DType::kI64, {heads, length * length});
+  auto* out = elements.mutable_data<int64_t>();
   for (int64_t key = 0; key < length; ++key) {
     for (int64_t query = 0; query < length; ++query) {
       const int64_t bucket =
           relative_position_bucket(key - query, config_.num_buckets, config_.max_distance);
       for (int64_t h = 0; h < heads; ++h) {
-        out[(h * length + key) * length + query] = table[bucket * heads + h];
+        out[(h * length + key) * length + query] = bucket * heads + h;
       }
     }
   }
-  return ops.to_device(bias, DType::kF32);
+  return elements;
 }
 
 Tensor Umt5Encoder::run(Executor& ops, const Tensor& ids, const Tensor& lengths,
@@ -134,10 +132,14 @@ Tensor Umt5Encoder::run(Executor& ops, const Tensor& ids, const Tensor& lengths,
   AttentionOptions attention;
   attention.scale = 1.0F;
   attention.key_lengths = lengths;
+  const Tensor elements = bias_elements(length);
+  const Shape one_by_one{config_.num_buckets * config_.num_heads, 1};
   Tensor x = ops.embedding(ids, token_embedding_, compute_);  // [batch, length, dim]
   for (const Block& block : blocks_) {
     Tensor y = ops.linear(ops.rms_norm(x, block.norm1, config_.eps), block.qkv);
-    attention.bias_transposed = bias(ops, block, length);
+    attention.bias_transposed =
+        ops.embedding(elements, block.positions.reshape(one_by_one), DType::kF32)
+            .reshape({config_.num_heads, length, length});
     y = ops.attention(y.slice(2, 0, width), y.slice(2, width, 2 * width),
                       y.slice(2, 2 * width, 3 * width), config_.num_heads, attention);
     x = ops.gated_residual(std::move(x), ops.linear(y, block.o), {});

@@ -63,10 +63,11 @@ class Umt5Encoder {
     Linear gate;  // ffn.gate.0
     Linear fc1;
     Linear fc2;
-    Tensor positions;  // [num_buckets, heads], host f32
+    Tensor positions;  // [num_buckets, heads], as bound
   };
-  /// Relative-position bias of one layer, transposed: f32 [heads, keys, queries].
-  [[nodiscard]] Tensor bias(Executor& ops, const Block& block, int64_t length) const;
+  /// Which element of a layer's `positions` each element of its transposed bias
+  /// [heads, keys, queries] is: i64 [heads, length * length].
+  [[nodiscard]] Tensor bias_elements(int64_t length) const;
 
   Umt5Config config_;
   DType compute_ = DType::kF32;

@@ -408,10 +408,20 @@ Tensor CpuExecutor::do_embedding(const Tensor& ids, const Tensor& table, DType d
   const int64_t dim = table.dim(1);
   Tensor out = arena_.allocate(dtype, {ids.dim(0), ids.dim(1), dim});
   const auto index = ids.span<int64_t>();
-  for (size_t i = 0; i < index.size(); ++i) {
-    convert_elements(table.dtype(), read_at(table, index[i] * dim), dtype,
-                     at(out, static_cast<int64_t>(i) * dim), dim);
-  }
+  // A table that is read more often than it has elements (UMT5's position bias) is converted first.
+  const bool often = table.numel() <= ids.numel();
+  const Tensor rows = often ? table.to(dtype) : table;
+  const size_t row_bytes = static_cast<size_t>(dim) * dtype_size(dtype);
+  parallel_for(ids.numel(), row_grain(dim), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const std::byte* row = read_at(rows, index[static_cast<size_t>(i)] * dim);
+      if (often) {
+        std::memcpy(at(out, i * dim), row, row_bytes);
+      } else {
+        convert_elements(table.dtype(), row, dtype, at(out, i * dim), dim);
+      }
+    }
+  });
   return out;
 }
 
