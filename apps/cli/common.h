@@ -54,6 +54,7 @@ using Command = std::function<int()>;
 void add_generate(CLI::App& app, Command& chosen);
 void add_verify(CLI::App& app, Command& chosen);
 void add_bench(CLI::App& app, Command& chosen);
+void add_eval(CLI::App& app, Command& chosen);
 void add_inspect(CLI::App& app, Command& chosen);
 void add_convert(CLI::App& app, Command& chosen);
 void add_make_weights(CLI::App& app, Command& chosen);

@@ -75,6 +75,7 @@ int run(int argc, char** argv) {
   add_generate(app, command);
   add_verify(app, command);
   add_bench(app, command);
+  add_eval(app, command);
   add_inspect(app, command);
   add_convert(app, command);
   add_make_weights(app, command);
