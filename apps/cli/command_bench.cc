@@ -267,7 +267,7 @@ Status cannot_write(const std::string& path) {
   return {StatusCode::kIo, fmt::format("{}: cannot be written: {}", path, std::strerror(errno))};
 }
 
-int run_bench(CLI::App& app, BenchSettings settings) {
+int run_bench(CLI::App& app, const BenchSettings& settings) {
   if (!settings.settings_file.empty()) {
     const Status status = apply_settings_file(app, settings.settings_file, {});
     if (!status.ok()) return fail(status);

@@ -60,5 +60,7 @@ void add_convert(CLI::App& app, Command& chosen);
 void add_make_weights(CLI::App& app, Command& chosen);
 void add_list(CLI::App& app, Command& chosen);
 void add_doctor(CLI::App& app, Command& chosen);
+/// Only in builds with the trainer (UF_TRAIN).
+void add_train(CLI::App& app, Command& chosen);
 
 }  // namespace ultraflash::cli

@@ -81,6 +81,9 @@ int run(int argc, char** argv) {
   add_make_weights(app, command);
   add_list(app, command);
   add_doctor(app, command);
+#if defined(UF_TRAIN)
+  add_train(app, command);
+#endif
   for (CLI::App* subcommand : app.get_subcommands(nullptr)) {
     subcommand->footer(
         "Also -v,--verbose and -q,--quiet; 'ultraflash --help' explains them and the exit "
