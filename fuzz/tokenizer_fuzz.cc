@@ -10,10 +10,11 @@
 #include <span>
 #include <string_view>
 
+#include "core/utf8.h"
 #include "text/character_map.h"
+#include "text/code_points.h"
 #include "text/prompt_cleaning.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
 
 namespace {
 

@@ -200,7 +200,8 @@ Result<nlohmann::json> read_settings(const std::string& path) {
                                                       "settings",
                                                       path, kMaxSettingsBytes));
   }
-  UF_ASSIGN(nlohmann::json json, parse_strict_json(text, path));
+  UF_TRY(parse_strict_json(text, path).status());
+  nlohmann::json json = nlohmann::json::parse(text);  // cannot fail: it was read once
   if (!json.is_object()) {
     return Status(StatusCode::kMalformed,
                   fmt::format("{}: settings are one JSON object, like {{\"seed\": 7}}", path));

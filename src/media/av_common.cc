@@ -18,6 +18,7 @@ extern "C" {
 #include <utility>
 
 #include "core/check.h"
+#include "core/exceptions.h"
 
 namespace ultraflash::av {
 namespace {
@@ -111,12 +112,13 @@ ReadStream::~ReadStream() { free_io(context_); }
 int ReadStream::read(void* self, uint8_t* data, int size) {
   auto& stream = *static_cast<ReadStream*>(self);
   if (stream.deadline_.passed()) return AVERROR_EXIT;
-  const Result<int64_t> got = stream.file_.read_some({data, static_cast<size_t>(size)});
-  if (!got.ok()) {
-    if (stream.error_.ok()) stream.error_ = got.status();
-    return AVERROR(EIO);
-  }
-  return *got == 0 ? AVERROR_EOF : static_cast<int>(*got);
+  int64_t got = 0;
+  const auto read_some = [&]() -> Status {
+    UF_ASSIGN(got, stream.file_.read_some({data, static_cast<size_t>(size)}));
+    return {};
+  };
+  if (!stream.note(without_exceptions(read_some))) return AVERROR(EIO);
+  return got == 0 ? AVERROR_EOF : static_cast<int>(got);
 }
 
 int64_t ReadStream::seek(void* self, int64_t offset, int whence) {
@@ -127,12 +129,13 @@ int64_t ReadStream::seek(void* self, int64_t offset, int whence) {
   const int64_t base = whence == SEEK_CUR ? file.position() : whence == SEEK_END ? file.size() : 0;
   int64_t target = 0;
   if (__builtin_add_overflow(base, offset, &target) || target < 0) return AVERROR(EINVAL);
-  const Status status = file.seek(target);
-  if (!status.ok()) {
-    if (stream.error_.ok()) stream.error_ = status;
-    return AVERROR(EIO);
-  }
-  return target;
+  return stream.note(without_exceptions([&] { return file.seek(target); })) ? target : AVERROR(EIO);
+}
+
+bool ReadStream::note(Status status) noexcept {
+  const bool ok = status.ok();
+  if (!ok && error_.ok()) error_ = std::move(status);
+  return ok;
 }
 
 int ReadStream::interrupted(void* self) {
@@ -198,7 +201,8 @@ int write_to_stream(void* self, const uint8_t* data, int size) {
   auto& stream = *static_cast<WriteStream*>(self);
   // After one failure nothing more is written, or holes would pass for a sound file.
   if (!stream.error_.ok()) return AVERROR(EIO);
-  stream.error_ = stream.file_.write({data, static_cast<size_t>(size)});
+  stream.error_ = without_exceptions(
+      [&] { return stream.file_.write(std::span(data, static_cast<size_t>(size))); });
   return stream.error_.ok() ? size : AVERROR(EIO);
 }
 
@@ -221,14 +225,15 @@ void WriteStream::flush() { avio_flush(context_); }
 int64_t WriteStream::seek(void* self, int64_t offset, int whence) {
   auto& stream = *static_cast<WriteStream*>(self);
   whence &= ~AVSEEK_FORCE;
-  Result<int64_t> target = offset;
-  if (whence == AVSEEK_SIZE) return stream.file_.size().ok() ? *stream.file_.size() : AVERROR(EIO);
-  if (whence == SEEK_CUR) target = stream.file_.position();
-  if (whence == SEEK_END) target = stream.file_.size();
-  if (!target.ok()) return AVERROR(EIO);
-  const int64_t position = whence == SEEK_SET ? offset : *target + offset;
-  if (!stream.file_.seek(position).ok()) return AVERROR(EIO);
-  return position;
+  int64_t position = whence == SEEK_CUR ? stream.file_.position() + offset : offset;
+  const auto seek = [&]() -> Status {
+    if (whence == AVSEEK_SIZE || whence == SEEK_END) {
+      UF_ASSIGN(const int64_t size, stream.file_.size());
+      position = whence == AVSEEK_SIZE ? size : size + offset;
+    }
+    return whence == AVSEEK_SIZE ? Status() : stream.file_.seek(position);
+  };
+  return without_exceptions(seek).ok() ? position : AVERROR(EIO);
 }
 
 Status WriteStream::status_of(int code, const std::string& what) const {

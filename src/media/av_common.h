@@ -8,8 +8,8 @@
 #include <memory>
 #include <string>
 
-#include "media/input_file.h"
-#include "media/output_file.h"
+#include "core/input_file.h"
+#include "core/output_file.h"
 #include "ultraflash/status.h"
 
 struct AVCodecContext;
@@ -100,6 +100,8 @@ class ReadStream {
   static int read(void* self, uint8_t* data, int size);
   static int64_t seek(void* self, int64_t offset, int whence);
   static int interrupted(void* self);
+  /// False for a failure; the first one is kept.
+  bool note(Status status) noexcept;
 
   InputFile file_;
   AVIOContext* context_ = nullptr;

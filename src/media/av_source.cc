@@ -33,7 +33,9 @@ Metadata metadata_of(const AVFormatContext* context) {
   Metadata metadata;
   const AVDictionaryEntry* entry = nullptr;
   while ((entry = av_dict_get(context->metadata, "", entry, AV_DICT_IGNORE_SUFFIX)) != nullptr) {
-    if (is_container_key(entry->key) || !is_utf8(entry->key) || !is_utf8(entry->value)) continue;
+    if (is_container_key(entry->key) || !is_metadata_text(entry->key) ||
+        !is_metadata_text(entry->value))
+      continue;
     if (metadata.size() == kMaxPairs) break;
     metadata.emplace_back(entry->key, entry->value);
   }

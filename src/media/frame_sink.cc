@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <array>
-#include <new>
 #include <string_view>
 #include <utility>
 
 #include "core/check.h"
-#include "media/output_file.h"
+#include "core/exceptions.h"
+#include "core/output_file.h"
 #include "media/sinks.h"
 #include "media/text.h"
 
@@ -89,6 +89,14 @@ CheckedSink::CheckedSink(std::string name, const VideoFormat& format)
     : name_(std::move(name)), format_(format) {}
 
 Status CheckedSink::write(const RgbFrame& frame) {
+  return without_exceptions([&] { return write_checked(frame); });
+}
+
+Status CheckedSink::finish() {
+  return without_exceptions([&] { return finish_checked(); });
+}
+
+Status CheckedSink::write_checked(const RgbFrame& frame) {
   if (!failure_.ok()) return failure_;
   if (finished_) {
     return make_status(StatusCode::kInvalidArgument,
@@ -104,32 +112,31 @@ Status CheckedSink::write(const RgbFrame& frame) {
         "start another file",
         where, frame.width, frame.height, format_.width, format_.height);
   }
-  try {
-    failure_ = write_frame(frame);
-  } catch (const std::bad_alloc&) {
-    failure_ = make_status(StatusCode::kOutOfMemory, "{}: no memory for a frame of {}x{}", where,
-                           frame.width, frame.height);
-  }
+  failure_ = without_exceptions([&] { return write_frame(frame); },
+                                [&] {
+                                  return fmt::format("{}: no memory for a frame of {}x{}", where,
+                                                     frame.width, frame.height);
+                                });
   if (failure_.ok()) ++frames_;
   return failure_;
 }
 
-Status CheckedSink::finish() {
+Status CheckedSink::finish_checked() {
   if (!failure_.ok()) return failure_;
   if (finished_) {
     return make_status(StatusCode::kInvalidArgument, "{}: is finished already", name_);
   }
   finished_ = true;
-  try {
-    failure_ = finish_frames();
-  } catch (const std::bad_alloc&) {
-    failure_ = make_status(StatusCode::kOutOfMemory, "{}: no memory to finish the file", name_);
-  }
+  failure_ =
+      without_exceptions([&] { return finish_frames(); },
+                         [&] { return fmt::format("{}: no memory to finish the file", name_); });
   return failure_;
 }
 
-Result<std::unique_ptr<FrameSink>> open_sink(const SinkOptions& options,
-                                             const VideoFormat& format) {
+namespace {
+
+Result<std::unique_ptr<FrameSink>> open_checked(const SinkOptions& options,
+                                                const VideoFormat& format) {
   if (options.path.empty()) {
     return Status(StatusCode::kInvalidArgument, "the output path is empty; name a file");
   }
@@ -141,15 +148,10 @@ Result<std::unique_ptr<FrameSink>> open_sink(const SinkOptions& options,
       options.format.empty() ? format_from_path(options.path) : to_lower(options.format);
   UF_TRY(check_options(options, container));
   UF_TRY(check_metadata(options.metadata, options.path));
-  try {
-    if (container == "mp4") return open_mp4_sink(options, format);
-    if (container == "y4m") return open_y4m_sink(options, format);
-    if (container == "raw") return open_raw_sink(options, format);
-    if (container == "png") return open_png_sink(options, format);
-  } catch (const std::bad_alloc&) {
-    return make_status(StatusCode::kOutOfMemory, "{}: no memory for frames of {}x{}", options.path,
-                       format.width, format.height);
-  }
+  if (container == "mp4") return open_mp4_sink(options, format);
+  if (container == "y4m") return open_y4m_sink(options, format);
+  if (container == "raw") return open_raw_sink(options, format);
+  if (container == "png") return open_png_sink(options, format);
   if (container.empty()) {
     return make_status(StatusCode::kInvalidArgument,
                        "{}: the ending does not say what to write; end the path in .mp4, .y4m, "
@@ -159,6 +161,17 @@ Result<std::unique_ptr<FrameSink>> open_sink(const SinkOptions& options,
   return make_status(StatusCode::kInvalidArgument,
                      "{}: no format is called '{}'; there are mp4, y4m, png and raw", options.path,
                      options.format);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<FrameSink>> open_sink(const SinkOptions& options,
+                                             const VideoFormat& format) {
+  return without_exceptions([&] { return open_checked(options, format); },
+                            [&] {
+                              return fmt::format("{}: no memory for frames of {}x{}", options.path,
+                                                 format.width, format.height);
+                            });
 }
 
 }  // namespace ultraflash

@@ -6,11 +6,15 @@
 #include <utility>
 
 #include "core/check.h"
-#include "media/input_file.h"
-#include "media/output_file.h"
+#include "core/exceptions.h"
+#include "core/input_file.h"
+#include "core/output_file.h"
 
 namespace ultraflash {
 namespace {
+
+// One write has all of a picture.
+constexpr OutputFileOptions kPictureFile{.allow_streams = true, .buffer_bytes = 0};
 
 // The source samples and weights of every target sample along one axis.
 struct Taps {
@@ -49,46 +53,7 @@ Taps make_taps(int64_t source, int64_t target) {
   return taps;
 }
 
-}  // namespace
-
-Status write_png(const std::string& path, const RgbFrame& frame, int level) {
-  UF_ASSIGN(const std::vector<uint8_t> bytes, encode_png(frame, level));
-  UF_ASSIGN(OutputFile file, OutputFile::create(path));
-  const Status written = file.write(bytes);
-  if (!written.ok()) {
-    file.remove_part();
-    return written;
-  }
-  return file.commit();
-}
-
-Result<RgbImage> read_png(const std::string& path, const ImageLimits& limits) {
-  // A PNG is hardly ever larger than its pixels; this bounds what a device or a pipe can deliver.
-  constexpr int64_t kMaxFileBytes = int64_t{1} << 30;
-  UF_ASSIGN(InputFile file, InputFile::open(path));
-  const int64_t allowed = std::min(kMaxFileBytes, 8 * limits.max_pixels + (int64_t{1} << 20));
-  if (file.size() > allowed) {
-    return make_status(StatusCode::kUnsupported,
-                       "{}: {} bytes are too many for a picture, the limit is {}", path,
-                       file.size(), allowed);
-  }
-  std::vector<uint8_t> bytes;
-  constexpr size_t kPiece = size_t{1} << 20;
-  while (true) {
-    const size_t have = bytes.size();
-    if (static_cast<int64_t>(have) > allowed) {
-      return make_status(StatusCode::kUnsupported,
-                         "{}: goes on past {} bytes, too many for a picture", path, allowed);
-    }
-    bytes.resize(have + kPiece);
-    UF_ASSIGN(const int64_t got, file.read(std::span(bytes).subspan(have)));
-    bytes.resize(have + static_cast<size_t>(got));
-    if (got < static_cast<int64_t>(kPiece)) break;
-  }
-  return decode_png(bytes, path, limits);
-}
-
-Result<RgbImage> resize(const RgbFrame& frame, int64_t width, int64_t height) {
+Result<RgbImage> make_resized(const RgbFrame& frame, int64_t width, int64_t height) {
   UF_TRY(check_frame(frame, "resize"));
   UF_TRY(check_video_format({width, height, 1, 1}, "resize"));
   const Taps across = make_taps(frame.width, width);
@@ -134,7 +99,7 @@ Result<RgbImage> resize(const RgbFrame& frame, int64_t width, int64_t height) {
   return image;
 }
 
-Result<RgbImage> contact_sheet(std::span<const RgbFrame> frames, const SheetOptions& options) {
+Result<RgbImage> make_contact_sheet(std::span<const RgbFrame> frames, const SheetOptions& options) {
   const auto count = static_cast<int64_t>(frames.size());
   if (count == 0) return Status(StatusCode::kInvalidArgument, "contact sheet: there are no frames");
   if (options.columns < 0 || options.margin < 0 || options.max_width < 0 ||
@@ -178,7 +143,7 @@ Result<RgbImage> contact_sheet(std::span<const RgbFrame> frames, const SheetOpti
     RgbImage reduced;
     RgbFrame frame = frames[i];
     if (frame.width != width || frame.height != height) {
-      UF_ASSIGN(reduced, resize(frame, width, height));
+      UF_ASSIGN(reduced, make_resized(frame, width, height));
       frame = reduced.view();
     }
     const int64_t left = options.margin + i % columns * (width + options.margin);
@@ -188,6 +153,43 @@ Result<RgbImage> contact_sheet(std::span<const RgbFrame> frames, const SheetOpti
     }
   }
   return sheet;
+}
+
+}  // namespace
+
+Status write_png(const std::string& path, const RgbFrame& frame, int level) {
+  return without_exceptions(
+      [&]() -> Status {
+        UF_ASSIGN(const std::vector<uint8_t> bytes, encode_png(frame, level));
+        UF_ASSIGN(OutputFile file, OutputFile::create(path, kPictureFile));
+        UF_TRY(file.write(bytes));
+        return file.commit();
+      },
+      [&] {
+        return fmt::format("{}: no memory for a picture of {}x{}", path, frame.width, frame.height);
+      });
+}
+
+Result<RgbImage> read_png(const std::string& path, const ImageLimits& limits) {
+  return without_exceptions(
+      [&]() -> Result<RgbImage> {
+        // A PNG is hardly ever larger than its pixels; this bounds what a device or a pipe can
+        // deliver.
+        constexpr int64_t kMaxFileBytes = int64_t{1} << 30;
+        const int64_t allowed = std::min(kMaxFileBytes, 8 * limits.max_pixels + (int64_t{1} << 20));
+        UF_ASSIGN(InputFile file, InputFile::open(path));
+        UF_ASSIGN(const std::vector<uint8_t> bytes, file.read_rest(allowed));
+        return decode_png(bytes, path, limits);
+      },
+      [&] { return fmt::format("{}: no memory to read this picture", path); });
+}
+
+Result<RgbImage> resize(const RgbFrame& frame, int64_t width, int64_t height) {
+  return without_exceptions([&] { return make_resized(frame, width, height); });
+}
+
+Result<RgbImage> contact_sheet(std::span<const RgbFrame> frames, const SheetOptions& options) {
+  return without_exceptions([&] { return make_contact_sheet(frames, options); });
 }
 
 }  // namespace ultraflash

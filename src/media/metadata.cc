@@ -6,35 +6,14 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/utf8.h"
 #include "media/frame_sink.h"
 #include "media/text.h"
 
 namespace ultraflash {
-bool is_utf8(std::string_view text) {
-  size_t i = 0;
-  while (i < text.size()) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    if (lead == 0) return false;
-    const size_t length = lead < 0x80   ? 1
-                          : lead < 0xc2 ? 0
-                          : lead < 0xe0 ? 2
-                          : lead < 0xf0 ? 3
-                          : lead < 0xf5 ? 4
-                                        : 0;
-    if (length == 0 || i + length > text.size()) return false;
-    for (size_t k = 1; k < length; ++k) {
-      if ((static_cast<unsigned char>(text[i + k]) & 0xc0U) != 0x80) return false;
-    }
-    if (length > 2) {
-      const auto second = static_cast<unsigned char>(text[i + 1]);
-      if ((lead == 0xe0 && second < 0xa0) || (lead == 0xed && second >= 0xa0) ||
-          (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second >= 0x90)) {
-        return false;
-      }
-    }
-    i += length;
-  }
-  return true;
+
+bool is_metadata_text(std::string_view text) {
+  return is_utf8(text) && text.find('\0') == std::string_view::npos;
 }
 
 bool is_container_key(std::string_view key) {
@@ -72,7 +51,7 @@ Status check_metadata(const Metadata& metadata, const std::string& what) {
                          "same key in MP4)",
                          what, key);
     }
-    if (value.size() > kMaxValue || !is_utf8(value)) {
+    if (value.size() > kMaxValue || !is_metadata_text(value)) {
       return make_status(StatusCode::kInvalidArgument,
                          "{}: the metadata value of '{}' ({} bytes) is longer than {} bytes or not "
                          "UTF-8 text",

@@ -5,8 +5,8 @@
 
 namespace ultraflash {
 
-/// Strict UTF-8 without zero bytes: no overlong forms, no surrogates, nothing past U+10FFFF.
-bool is_utf8(std::string_view text);
+/// UTF-8 without zero bytes, where libav would end it.
+bool is_metadata_text(std::string_view text);
 
 /// True for the keys that containers write for themselves, such as "major_brand" (any case).
 bool is_container_key(std::string_view key);

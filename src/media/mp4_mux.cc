@@ -118,7 +118,7 @@ Status remux_mp4(const std::string& source_path, const std::string& path, const 
     return make_status(StatusCode::kInternal, "{}: has no video stream when read back",
                        source_path);
   }
-  UF_ASSIGN(OutputFile output, OutputFile::create(path, ".tmp"));
+  UF_ASSIGN(OutputFile output, OutputFile::create(path, {.buffer_bytes = 0, .suffix = ".tmp"}));
   av::WriteStream target(std::move(output));
   Status status;
   {

@@ -123,7 +123,7 @@ Result<std::unique_ptr<FrameSink>> open_mp4_sink(const SinkOptions& options,
                        format.height & ~int64_t{1});
   }
   UF_ASSIGN(VideoEncoder encoder, VideoEncoder::open(options, format));
-  UF_ASSIGN(OutputFile file, OutputFile::create(path));
+  UF_ASSIGN(OutputFile file, OutputFile::create(path, kVideoFile));
   if (!file.has_part()) {
     return make_status(StatusCode::kInvalidArgument,
                        "{}: is a pipe or a device; MP4 needs a file that can be positioned", path);

@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "core/check.h"
-#include "media/system_error.h"
+#include "core/system_error.h"
 #include "media/text.h"
 
 namespace ultraflash {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/check.h"
+#include "core/exceptions.h"
 #include "media/image.h"
 
 namespace ultraflash {
@@ -144,46 +145,51 @@ ReadOutcome read_picture(Input& input, const ImageLimits& limits, RgbImage& imag
 }  // namespace
 
 Result<std::vector<uint8_t>> encode_png(const RgbFrame& frame, int level) {
-  UF_TRY(check_frame(frame, "png"));
-  UF_TRY(check_video_format({frame.width, frame.height, 1, 1}, "png"));
-  if (level < 0 || level > 9) {
-    return make_status(StatusCode::kInvalidArgument,
-                       "png: compression level {}; it goes from 0 to 9", level);
-  }
-  std::vector<uint8_t> bytes;
-  Output output{&bytes, /*out_of_memory=*/false};
-  Messenger messenger;
-  if (!write_picture(frame, level, output, messenger)) {
-    if (output.out_of_memory || messenger.message[0] == '\0') {
-      return make_status(StatusCode::kOutOfMemory, "png: no memory for a picture of {}x{}",
-                         frame.width, frame.height);
+  return without_exceptions([&]() -> Result<std::vector<uint8_t>> {
+    UF_TRY(check_frame(frame, "png"));
+    UF_TRY(check_video_format({frame.width, frame.height, 1, 1}, "png"));
+    if (level < 0 || level > 9) {
+      return make_status(StatusCode::kInvalidArgument,
+                         "png: compression level {}; it goes from 0 to 9", level);
     }
-    return make_status(StatusCode::kInternal, "png: libpng says: {}", messenger.message);
-  }
-  return bytes;
+    std::vector<uint8_t> bytes;
+    Output output{&bytes, /*out_of_memory=*/false};
+    Messenger messenger;
+    if (!write_picture(frame, level, output, messenger)) {
+      if (output.out_of_memory || messenger.message[0] == '\0') {
+        return make_status(StatusCode::kOutOfMemory, "png: no memory for a picture of {}x{}",
+                           frame.width, frame.height);
+      }
+      return make_status(StatusCode::kInternal, "png: libpng says: {}", messenger.message);
+    }
+    return bytes;
+  });
 }
 
 Result<RgbImage> decode_png(std::span<const uint8_t> bytes, const std::string& name,
                             const ImageLimits& limits) {
-  RgbImage image;
-  std::vector<png_bytep> rows;
-  Input input{bytes.data(), bytes.size()};
-  Messenger messenger;
-  switch (read_picture(input, limits, image, rows, messenger)) {
-    case ReadOutcome::kOk:
-      return image;
-    case ReadOutcome::kTooLarge:
-      return make_status(StatusCode::kUnsupported,
-                         "{}: the picture is {}x{}; the limits are {} pixels a side and {} in all",
-                         name, image.width, image.height, limits.max_side, limits.max_pixels);
-    case ReadOutcome::kNoMemory:
-      return make_status(StatusCode::kOutOfMemory, "{}: no memory for a picture of {}x{}", name,
-                         image.width, image.height);
-    case ReadOutcome::kFailed:
-      break;
-  }
-  return make_status(StatusCode::kMalformed, "{}: is not a sound PNG file: {}", name,
-                     messenger.message);
+  return without_exceptions([&]() -> Result<RgbImage> {
+    RgbImage image;
+    std::vector<png_bytep> rows;
+    Input input{bytes.data(), bytes.size()};
+    Messenger messenger;
+    switch (read_picture(input, limits, image, rows, messenger)) {
+      case ReadOutcome::kOk:
+        return image;
+      case ReadOutcome::kTooLarge:
+        return make_status(
+            StatusCode::kUnsupported,
+            "{}: the picture is {}x{}; the limits are {} pixels a side and {} in all", name,
+            image.width, image.height, limits.max_side, limits.max_pixels);
+      case ReadOutcome::kNoMemory:
+        return make_status(StatusCode::kOutOfMemory, "{}: no memory for a picture of {}x{}", name,
+                           image.width, image.height);
+      case ReadOutcome::kFailed:
+        break;
+    }
+    return make_status(StatusCode::kMalformed, "{}: is not a sound PNG file: {}", name,
+                       messenger.message);
+  });
 }
 
 }  // namespace ultraflash

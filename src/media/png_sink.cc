@@ -5,11 +5,11 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/output_file.h"
+#include "core/system_error.h"
 #include "media/image.h"
-#include "media/output_file.h"
 #include "media/picture_names.h"
 #include "media/sinks.h"
-#include "media/system_error.h"
 
 namespace ultraflash {
 namespace {
@@ -25,10 +25,9 @@ class PngSink final : public CheckedSink {
  private:
   Status write_frame(const RgbFrame& frame) override {
     UF_ASSIGN(const std::vector<uint8_t> bytes, encode_png(frame, kFastPng));
-    UF_ASSIGN(OutputFile file, OutputFile::create(pattern_.path(frames())));
+    UF_ASSIGN(OutputFile file, OutputFile::create(pattern_.path(frames()), {.buffer_bytes = 0}));
     const Status written = file.write(bytes);
     if (!written.ok()) {
-      file.remove_part();
       return make_status(written.code(), "{}; the {} pictures before are complete",
                          written.message(), frames());
     }

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "media/input_file.h"
+#include "core/input_file.h"
 #include "media/video_reader.h"
 
 namespace ultraflash {

@@ -5,9 +5,15 @@
 #include <memory>
 #include <string>
 
+#include "core/output_file.h"
 #include "media/frame_sink.h"
 
 namespace ultraflash {
+
+/// Of the files that videos go to: what is left of one that failed can be played. Frames come in
+/// writes large enough.
+inline constexpr OutputFileOptions kVideoFile{
+    .abandoned = OutputFileOptions::Abandoned::kKeep, .allow_streams = true, .buffer_bytes = 0};
 
 Result<std::unique_ptr<FrameSink>> open_mp4_sink(const SinkOptions& options,
                                                  const VideoFormat& format);
@@ -37,6 +43,9 @@ class CheckedSink : public FrameSink {
   [[nodiscard]] const std::string& sink_name() const { return name_; }
 
  private:
+  Status write_checked(const RgbFrame& frame);
+  Status finish_checked();
+
   std::string name_;
   VideoFormat format_;
   int64_t frames_ = 0;

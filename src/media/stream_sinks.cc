@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/output_file.h"
 #include "media/colour.h"
-#include "media/output_file.h"
 #include "media/sinks.h"
 #include "media/y4m.h"
 
@@ -35,7 +35,7 @@ class Y4mSink final : public CheckedSink {
 
   Status write_header() {
     const std::string line = y4m_header(header_);
-    return file_.write({reinterpret_cast<const uint8_t*>(line.data()), line.size()});
+    return file_.write(line);
   }
   [[nodiscard]] SinkStats stats() const override { return {frames(), file_.bytes_written()}; }
   [[nodiscard]] std::string name() const override {
@@ -92,7 +92,7 @@ class RawSink final : public CheckedSink {
 
 Result<std::unique_ptr<FrameSink>> open_y4m_sink(const SinkOptions& options,
                                                  const VideoFormat& format) {
-  UF_ASSIGN(OutputFile file, OutputFile::create(options.path));
+  UF_ASSIGN(OutputFile file, OutputFile::create(options.path, kVideoFile));
   const ChromaLayout layout = options.chroma == "420" ? ChromaLayout::k420 : ChromaLayout::k444;
   auto sink = std::make_unique<Y4mSink>(std::move(file), format, layout);
   UF_TRY(sink->write_header());
@@ -101,7 +101,7 @@ Result<std::unique_ptr<FrameSink>> open_y4m_sink(const SinkOptions& options,
 
 Result<std::unique_ptr<FrameSink>> open_raw_sink(const SinkOptions& options,
                                                  const VideoFormat& format) {
-  UF_ASSIGN(OutputFile file, OutputFile::create(options.path));
+  UF_ASSIGN(OutputFile file, OutputFile::create(options.path, kVideoFile));
   return std::unique_ptr<FrameSink>(std::make_unique<RawSink>(std::move(file), format));
 }
 

@@ -3,17 +3,19 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <new>
 #include <string_view>
 #include <utility>
 
 #include "core/check.h"
+#include "core/exceptions.h"
 #include "media/picture_names.h"
 #include "media/readers.h"
 
 namespace ultraflash {
 
 struct VideoReader::Impl {
+  Result<std::optional<VideoFrame>> next();
+
   std::unique_ptr<FrameSource> source;
   std::string name;
   ReaderLimits limits;
@@ -60,6 +62,10 @@ Result<std::unique_ptr<FrameSource>> open_source(InputFile file, const ReaderLim
   return open_av_source(std::move(file), limits);
 }
 
+std::string no_memory(const std::string& name) {
+  return fmt::format("{}: no memory to read this video", name);
+}
+
 }  // namespace
 
 Status check_limits(int64_t width, int64_t height, const ReaderLimits& limits,
@@ -78,11 +84,11 @@ VideoReader& VideoReader::operator=(VideoReader&&) noexcept = default;
 VideoReader::~VideoReader() = default;
 
 Result<VideoReader> VideoReader::open(const std::string& path, const ReaderLimits& limits) {
-  UF_TRY(check_reader_limits(limits));
-  if (path.empty()) {
-    return Status(StatusCode::kInvalidArgument, "the input path is empty; name a video");
-  }
-  try {
+  const auto open_path = [&]() -> Result<VideoReader> {
+    UF_TRY(check_reader_limits(limits));
+    if (path.empty()) {
+      return Status(StatusCode::kInvalidArgument, "the input path is empty; name a video");
+    }
     auto impl = std::make_unique<Impl>();
     impl->name = path;
     impl->limits = limits;
@@ -94,60 +100,61 @@ Result<VideoReader> VideoReader::open(const std::string& path, const ReaderLimit
       UF_ASSIGN(impl->source, open_source(std::move(file), limits));
     }
     return VideoReader(std::move(impl));
-  } catch (const std::bad_alloc&) {
-    return make_status(StatusCode::kOutOfMemory, "{}: no memory to read this video", path);
-  }
+  };
+  return without_exceptions(open_path, [&] { return no_memory(path); });
 }
 
 Result<VideoReader> VideoReader::open_memory(std::span<const uint8_t> bytes,
                                              const std::string& name, const ReaderLimits& limits) {
-  UF_TRY(check_reader_limits(limits));
-  try {
+  const auto open_bytes = [&]() -> Result<VideoReader> {
+    UF_TRY(check_reader_limits(limits));
     auto impl = std::make_unique<Impl>();
     impl->name = name;
     impl->limits = limits;
     UF_ASSIGN(impl->source, open_source(InputFile::over(bytes, name), limits));
     return VideoReader(std::move(impl));
-  } catch (const std::bad_alloc&) {
-    return make_status(StatusCode::kOutOfMemory, "{}: no memory to read this video", name);
-  }
+  };
+  return without_exceptions(open_bytes, [&] { return no_memory(name); });
 }
 
 const VideoInfo& VideoReader::info() const { return impl_->source->info(); }
 
 Result<std::optional<VideoFrame>> VideoReader::next() {
-  Impl& impl = *impl_;
-  if (!impl.failure.ok()) return impl.failure;
-  if (impl.ended) return std::optional<VideoFrame>();
-  try {
-    Result<std::optional<VideoFrame>> frame = impl.source->next();
-    if (!frame.ok()) {
-      impl.failure = frame.status();
-    } else if (!frame->has_value()) {
-      impl.ended = true;
-    } else if (impl.index == impl.limits.max_frames) {
-      impl.failure =
-          make_status(StatusCode::kUnsupported, "{}: has more frames than the limit of {}",
-                      impl.name, impl.limits.max_frames);
-    } else {
-      (*frame)->index = impl.index++;
+  return without_exceptions([&] { return impl_->next(); });
+}
+
+Result<std::optional<VideoFrame>> VideoReader::Impl::next() {
+  if (!failure.ok()) return failure;
+  if (ended) return std::optional<VideoFrame>();
+  const auto read_next = [&]() -> Result<std::optional<VideoFrame>> {
+    UF_ASSIGN(std::optional<VideoFrame> frame, source->next());
+    if (!frame) {
+      ended = true;
       return frame;
     }
-  } catch (const std::bad_alloc&) {
-    impl.failure =
-        make_status(StatusCode::kOutOfMemory, "{}: no memory for frame {}", impl.name, impl.index);
+    if (index == limits.max_frames) {
+      return make_status(StatusCode::kUnsupported, "{}: has more frames than the limit of {}", name,
+                         limits.max_frames);
+    }
+    frame->index = index++;
+    return frame;
+  };
+  Result<std::optional<VideoFrame>> frame = without_exceptions(
+      read_next, [&] { return fmt::format("{}: no memory for frame {}", name, index); });
+  if (!frame.ok()) {
+    failure = Status(frame.status().code(), {});  // stays when there is no memory for the sentence
+    failure = frame.status();
   }
-  if (!impl.failure.ok()) return impl.failure;
-  return std::optional<VideoFrame>();
+  return frame;
 }
 
 Result<Metadata> read_metadata(const std::string& path) {
-  UF_ASSIGN(InputFile file, InputFile::open(path));
-  try {
-    return read_av_metadata(std::move(file));
-  } catch (const std::bad_alloc&) {
-    return make_status(StatusCode::kOutOfMemory, "{}: no memory to read the metadata", path);
-  }
+  return without_exceptions(
+      [&]() -> Result<Metadata> {
+        UF_ASSIGN(InputFile file, InputFile::open(path));
+        return read_av_metadata(std::move(file));
+      },
+      [&] { return fmt::format("{}: no memory to read the metadata", path); });
 }
 
 }  // namespace ultraflash

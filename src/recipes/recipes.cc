@@ -1,9 +1,9 @@
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
+#include "core/bytes.h"
 #include "core/check.h"
+#include "core/input_file.h"
 #include "recipes/json_fields.h"
 #include "recipes/presets.h"
 #include "stream/recipe_data.h"
@@ -12,7 +12,7 @@
 namespace ultraflash {
 namespace {
 
-constexpr size_t kMaxRecipeBytes = 1 << 20;
+constexpr int64_t kMaxRecipeBytes = int64_t{1} << 20;
 constexpr int kMaxDepth = 32;
 constexpr int kMaxBases = 8;
 constexpr int64_t kPixelsPerLatent = 8;
@@ -31,7 +31,7 @@ std::string preset_list() {
 
 // Parses with a limit on nesting; a document that is too deep ends the parse.
 Result<nlohmann::json> parse(std::string_view text, std::string_view label) {
-  if (text.size() > kMaxRecipeBytes) {
+  if (std::ssize(text) > kMaxRecipeBytes) {
     return make_status(StatusCode::kMalformed, "{}: {} bytes; a recipe has at most {}", label,
                        text.size(), kMaxRecipeBytes);
   }
@@ -126,18 +126,9 @@ Result<Recipe> Recipe::from_json(std::string_view text, std::string_view label) 
 }
 
 Result<Recipe> Recipe::from_file(const std::filesystem::path& path) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
-    return make_status(StatusCode::kNotFound, "{}: no such recipe file", path.string());
-  }
-  std::ifstream stream(path, std::ios::binary);
-  std::string text(kMaxRecipeBytes + 1, '\0');
-  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (stream.bad()) {
-    return make_status(StatusCode::kIo, "{}: the recipe file cannot be read", path.string());
-  }
-  text.resize(static_cast<size_t>(stream.gcount()));
-  return from_json(text, path.string());
+  UF_ASSIGN(InputFile file, InputFile::open_regular(path.string()));
+  UF_ASSIGN(const std::vector<uint8_t> bytes, file.read_rest(kMaxRecipeBytes));
+  return from_json(as_text(as_byte_span(bytes)), path.string());
 }
 
 Result<Recipe> Recipe::find(std::string_view name_or_path) {

@@ -3,7 +3,8 @@
 #include <utf8proc.h>
 
 #include "core/check.h"
-#include "text/utf8.h"
+#include "core/utf8.h"
+#include "text/code_points.h"
 
 namespace ultraflash {
 namespace {

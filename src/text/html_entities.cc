@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <iterator>
 
-#include "text/utf8.h"
+#include "text/code_points.h"
 
 namespace ultraflash {
 namespace {

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "text/utf8.h"
+#include "text/code_points.h"
 
 namespace ultraflash {
 namespace {

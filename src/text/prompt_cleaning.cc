@@ -10,9 +10,10 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/exceptions.h"
+#include "text/code_points.h"
 #include "text/html_entities.h"
 #include "text/mojibake.h"
-#include "text/utf8.h"
 
 namespace ultraflash {
 namespace {
@@ -216,22 +217,25 @@ std::u32string collapse_white_space(std::u32string_view text) {
 }  // namespace
 
 Result<std::string> clean_prompt(std::string_view prompt) {
-  if (prompt.size() > kMaxPromptBytes) {
-    return make_status(
-        StatusCode::kInvalidArgument,
-        "the prompt has {} bytes; at most {} are read, and 512 tokens need some 2000",
-        prompt.size(), kMaxPromptBytes);
-  }
-  UF_ASSIGN(std::u32string text, decode_utf8(prompt, "the prompt"));
-  RepairBudget budget{kPasses * std::ssize(text) + kFreeCodePoints};
-  text = repair_lines(text, budget);
-  if (budget.remaining < 0) {
-    return make_status(StatusCode::kInvalidArgument,
-                       "the prompt ({} bytes) is escaped or garbled in too many levels to repair; "
-                       "send it as plain text",
-                       prompt.size());
-  }
-  return encode_utf8(collapse_white_space(unescape_html(unescape_html(text))));
+  return without_exceptions([&]() -> Result<std::string> {
+    if (prompt.size() > kMaxPromptBytes) {
+      return make_status(
+          StatusCode::kInvalidArgument,
+          "the prompt has {} bytes; at most {} are read, and 512 tokens need some 2000",
+          prompt.size(), kMaxPromptBytes);
+    }
+    UF_ASSIGN(std::u32string text, decode_utf8(prompt, "the prompt"));
+    RepairBudget budget{kPasses * std::ssize(text) + kFreeCodePoints};
+    text = repair_lines(text, budget);
+    if (budget.remaining < 0) {
+      return make_status(
+          StatusCode::kInvalidArgument,
+          "the prompt ({} bytes) is escaped or garbled in too many levels to repair; "
+          "send it as plain text",
+          prompt.size());
+    }
+    return encode_utf8(collapse_white_space(unescape_html(unescape_html(text))));
+  });
 }
 
 }  // namespace ultraflash

@@ -7,7 +7,8 @@
 #include <utility>
 
 #include "core/check.h"
-#include "text/utf8.h"
+#include "core/utf8.h"
+#include "text/code_points.h"
 
 namespace ultraflash {
 namespace {

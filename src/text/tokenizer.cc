@@ -1,16 +1,17 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
-#include <fstream>
-#include <system_error>
 #include <utility>
 
 #include "core/check.h"
+#include "core/exceptions.h"
+#include "core/input_file.h"
+#include "core/utf8.h"
 #include "text/character_map.h"
+#include "text/code_points.h"
 #include "text/prompt_cleaning.h"
 #include "text/spiece_model.h"
 #include "text/unigram.h"
-#include "text/utf8.h"
 
 namespace ultraflash {
 namespace {
@@ -36,35 +37,14 @@ std::string mark_spaces(std::string_view text) {
   return out;
 }
 
-Result<std::string> read_file(const std::filesystem::path& path) {
-  std::error_code error;
-  const std::filesystem::file_status status = std::filesystem::status(path, error);
-  if (status.type() == std::filesystem::file_type::not_found) {
-    return make_status(StatusCode::kNotFound, "{}: no such file; expected a spiece.model",
-                       path.string());
-  }
-  if (status.type() != std::filesystem::file_type::regular) {
-    return make_status(StatusCode::kIo, "{}: not a file that can be read{}{}", path.string(),
-                       error ? ": " : "", error ? error.message() : "");
-  }
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) return make_status(StatusCode::kIo, "{}: cannot be opened", path.string());
-  // One byte more than is accepted, so that parse_spiece_model() can refuse a file that is too
-  // long.
-  std::string bytes;
-  std::vector<char> buffer(size_t{1} << 20);
-  while (bytes.size() <= kMaxModelBytes) {
-    stream.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
-    bytes.append(buffer.data(), static_cast<size_t>(stream.gcount()));
-    if (!stream) break;
-  }
-  if (stream.bad()) return make_status(StatusCode::kIo, "{}: reading failed", path.string());
-  return bytes;
-}
-
 }  // namespace
 
 struct Tokenizer::Vocabulary {
+  static Result<std::shared_ptr<const Vocabulary>> parse(std::span<const std::byte> bytes,
+                                                         const TokenizerOptions& options,
+                                                         std::string_view name);
+  [[nodiscard]] Result<TokenIds> encode(std::string_view text, int64_t max_tokens) const;
+
   SpieceModel model;                // without the sentinels
   std::vector<std::string> extras;  // the sentinels, by id
   CharacterMap character_map;
@@ -73,7 +53,7 @@ struct Tokenizer::Vocabulary {
   std::vector<int64_t> special_ids;  // by index in `specials`
 
   [[nodiscard]] int64_t size() const { return std::ssize(model.pieces) + std::ssize(extras); }
-  [[nodiscard]] std::string_view text(int64_t id) const {
+  [[nodiscard]] std::string_view piece(int64_t id) const {
     const auto pieces = std::ssize(model.pieces);
     return id < pieces ? model.pieces[static_cast<size_t>(id)].text
                        : extras[static_cast<size_t>(id - pieces)];
@@ -106,12 +86,23 @@ Tokenizer::Tokenizer(std::shared_ptr<const Vocabulary> vocabulary)
 
 Result<Tokenizer> Tokenizer::load(const std::filesystem::path& path,
                                   const TokenizerOptions& options) {
-  UF_ASSIGN(const std::string bytes, read_file(path));
-  return from_bytes(std::as_bytes(std::span(bytes)), options, path.filename().string());
+  return without_exceptions([&]() -> Result<Tokenizer> {
+    UF_ASSIGN(InputFile file, InputFile::open_regular(path.string()));
+    UF_ASSIGN(const std::vector<uint8_t> bytes, file.read_rest(kMaxModelBytes));
+    return from_bytes(std::as_bytes(std::span(bytes)), options, path.filename().string());
+  });
 }
 
 Result<Tokenizer> Tokenizer::from_bytes(std::span<const std::byte> bytes,
                                         const TokenizerOptions& options, std::string_view name) {
+  return without_exceptions([&]() -> Result<Tokenizer> {
+    UF_ASSIGN(auto vocabulary, Vocabulary::parse(bytes, options, name));
+    return Tokenizer(std::move(vocabulary));
+  });
+}
+
+Result<std::shared_ptr<const Tokenizer::Vocabulary>> Tokenizer::Vocabulary::parse(
+    std::span<const std::byte> bytes, const TokenizerOptions& options, std::string_view name) {
   if (options.extra_ids < 0 || options.extra_ids > kMaxExtraIds) {
     return make_status(StatusCode::kInvalidArgument, "extra_ids is {}, expected 0 to {}",
                        options.extra_ids, kMaxExtraIds);
@@ -149,10 +140,14 @@ Result<Tokenizer> Tokenizer::from_bytes(std::span<const std::byte> bytes,
   for (const std::string& extra : vocabulary->extras) add(extra, 0, /*special=*/true);
   vocabulary->specials = Trie(specials);
   vocabulary->unigram = Unigram(texts, std::move(scores), static_cast<int32_t>(model.unknown_id));
-  return Tokenizer(std::move(vocabulary));
+  return std::shared_ptr<const Vocabulary>(std::move(vocabulary));
 }
 
 Result<TokenIds> Tokenizer::encode(std::string_view text, int64_t max_tokens) const {
+  return without_exceptions([&] { return vocabulary_->encode(text, max_tokens); });
+}
+
+Result<TokenIds> Tokenizer::Vocabulary::encode(std::string_view text, int64_t max_tokens) const {
   if (max_tokens < 1 || max_tokens > kMaxTokens) {
     return make_status(StatusCode::kInvalidArgument, "max_tokens is {}, expected 1 to {}",
                        max_tokens, kMaxTokens);
@@ -166,26 +161,26 @@ Result<TokenIds> Tokenizer::encode(std::string_view text, int64_t max_tokens) co
   TokenIds result;
   size_t begin = 0;  // of the text since the last special token
   for (size_t i = 0; i < text.size();) {
-    const int32_t special = vocabulary_->specials.find_longest_prefix(text.substr(i));
+    const int32_t special = specials.find_longest_prefix(text.substr(i));
     if (special == Trie::kNone) {
       ++i;
       continue;
     }
-    vocabulary_->append_ids(text.substr(begin, i - begin), result.ids);
-    const int64_t id = vocabulary_->special_ids[static_cast<size_t>(special)];
+    append_ids(text.substr(begin, i - begin), result.ids);
+    const int64_t id = special_ids[static_cast<size_t>(special)];
     result.ids.push_back(id);
-    i += vocabulary_->text(id).size();
+    i += piece(id).size();
     begin = i;
   }
-  vocabulary_->append_ids(text.substr(begin), result.ids);
+  append_ids(text.substr(begin), result.ids);
 
   const int64_t room = max_tokens - 1;
   result.dropped_tokens = std::max<int64_t>(0, std::ssize(result.ids) - room);
   result.truncated = result.dropped_tokens > 0;
   result.ids.resize(result.ids.size() - static_cast<size_t>(result.dropped_tokens));
-  result.ids.push_back(end_id());
+  result.ids.push_back(model.end_id);
   result.length = std::ssize(result.ids);
-  result.ids.resize(static_cast<size_t>(max_tokens), pad_id());
+  result.ids.resize(static_cast<size_t>(max_tokens), model.pad_id);
   return result;
 }
 
@@ -195,13 +190,15 @@ int64_t Tokenizer::end_id() const { return vocabulary_->model.end_id; }
 int64_t Tokenizer::unknown_id() const { return vocabulary_->model.unknown_id; }
 
 std::string_view Tokenizer::piece(int64_t id) const {
-  return id < 0 || id >= vocabulary_size() ? std::string_view() : vocabulary_->text(id);
+  return id < 0 || id >= vocabulary_size() ? std::string_view() : vocabulary_->piece(id);
 }
 
 Result<TokenIds> encode_prompt(const Tokenizer& tokenizer, std::string_view prompt,
                                int64_t max_tokens) {
-  UF_ASSIGN(const std::string text, clean_prompt(prompt));
-  return tokenizer.encode(text, max_tokens);
+  return without_exceptions([&]() -> Result<TokenIds> {
+    UF_ASSIGN(const std::string text, clean_prompt(prompt));
+    return tokenizer.encode(text, max_tokens);
+  });
 }
 
 }  // namespace ultraflash

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "core/check.h"
-#include "text/utf8.h"
+#include "text/code_points.h"
 
 namespace ultraflash {
 namespace {

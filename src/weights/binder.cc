@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "core/check.h"
-#include "weights/names.h"
+#include "core/utf8.h"
 
 namespace ultraflash {
 namespace {

@@ -7,13 +7,15 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/exceptions.h"
+#include "core/utf8.h"
 #include "weights/names.h"
 
 namespace ultraflash {
 namespace {
 
 // The discriminators of adversarial training never stand for the generator.
-bool is_critic(const std::string& key) { return key.rfind("critic", 0) == 0; }
+bool is_critic(const std::string& key) { return key.starts_with("critic"); }
 
 std::string listed(const std::vector<std::string>& keys) {
   constexpr size_t kShown = 8;
@@ -33,7 +35,7 @@ struct Checkpoint::State {
   std::vector<std::string> wrappers;
   std::vector<TensorEntry> entries;
   std::unordered_map<std::string_view, size_t> by_name;  // keys are the entries' names
-  std::map<std::string, std::string> metadata;
+  CheckpointMetadata metadata;
   std::vector<CheckpointExtra> extras;
 
   Status choose(std::vector<TensorGroup> groups, const CheckpointOptions& options);
@@ -83,7 +85,7 @@ Status Checkpoint::State::apply_prefix(const std::string& prefix) {
   if (prefix.empty()) return {};
   const size_t before = entries.size();
   const auto outside = [&](const TensorEntry& entry) {
-    return entry.name.size() <= prefix.size() || entry.name.compare(0, prefix.size(), prefix) != 0;
+    return entry.name.size() <= prefix.size() || !entry.name.starts_with(prefix);
   };
   entries.erase(std::remove_if(entries.begin(), entries.end(), outside), entries.end());
   if (entries.empty()) {
@@ -120,8 +122,10 @@ std::vector<std::string> default_wrapper_order(bool prefer_ema) {
 
 Result<Checkpoint> Checkpoint::open(const std::filesystem::path& path,
                                     const CheckpointOptions& options) {
-  UF_ASSIGN(RawCheckpoint raw, read_raw_checkpoint(path));
-  return select(std::move(raw), path.string(), options);
+  return without_exceptions([&]() -> Result<Checkpoint> {
+    UF_ASSIGN(RawCheckpoint raw, read_raw_checkpoint(path));
+    return select(std::move(raw), path.string(), options);
+  });
 }
 
 Result<Checkpoint> Checkpoint::select(RawCheckpoint raw, std::string label,
@@ -148,15 +152,17 @@ const TensorEntry* Checkpoint::find(std::string_view name) const {
 }
 
 Result<Tensor> Checkpoint::tensor(std::string_view name) const {
-  const TensorEntry* entry = find(name);
-  if (entry == nullptr) {
-    return make_status(StatusCode::kNotFound, "{}: has no tensor {}", label(), printable(name));
-  }
-  Result<Tensor> loaded = entry->load();
-  if (!loaded) {
-    return make_status(loaded.status().code(), "{}: {}", label(), loaded.status().message());
-  }
-  return loaded;
+  return without_exceptions([&]() -> Result<Tensor> {
+    const TensorEntry* entry = find(name);
+    if (entry == nullptr) {
+      return make_status(StatusCode::kNotFound, "{}: has no tensor {}", label(), printable(name));
+    }
+    Result<Tensor> loaded = entry->load();
+    if (!loaded) {
+      return make_status(loaded.status().code(), "{}: {}", label(), loaded.status().message());
+    }
+    return loaded;
+  });
 }
 
 CheckpointFormat Checkpoint::format() const { return state_->format; }
@@ -164,7 +170,7 @@ const std::string& Checkpoint::label() const { return state_->label; }
 const std::vector<std::filesystem::path>& Checkpoint::files() const { return state_->files; }
 const std::string& Checkpoint::wrapper() const { return state_->wrapper; }
 const std::vector<std::string>& Checkpoint::wrappers() const { return state_->wrappers; }
-const std::map<std::string, std::string>& Checkpoint::metadata() const { return state_->metadata; }
+const CheckpointMetadata& Checkpoint::metadata() const { return state_->metadata; }
 const std::vector<CheckpointExtra>& Checkpoint::extras() const { return state_->extras; }
 
 }  // namespace ultraflash

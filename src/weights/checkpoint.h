@@ -24,7 +24,7 @@ struct RawCheckpoint {
   CheckpointFormat format = CheckpointFormat::kSafetensors;
   std::vector<std::filesystem::path> files;  // all that were read; the index first
   std::vector<TensorGroup> groups;           // safetensors: one without a key
-  std::map<std::string, std::string> metadata;
+  CheckpointMetadata metadata;
   std::vector<CheckpointExtra> extras;
 };
 
@@ -80,7 +80,7 @@ class Checkpoint {
   /// All keys of the file that hold tensors.
   [[nodiscard]] const std::vector<std::string>& wrappers() const;
   /// Of safetensors files; empty for archives.
-  [[nodiscard]] const std::map<std::string, std::string>& metadata() const;
+  [[nodiscard]] const CheckpointMetadata& metadata() const;
   /// Of the whole file, whatever the key chosen.
   [[nodiscard]] const std::vector<CheckpointExtra>& extras() const;
 

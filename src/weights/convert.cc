@@ -5,8 +5,9 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/exceptions.h"
+#include "core/utf8.h"
 #include "weights/lora.h"
-#include "weights/names.h"
 #include "weights/parameter_source.h"
 #include "weights/safetensors_writer.h"
 #include "weights/torch_archive.h"
@@ -31,7 +32,7 @@ struct Output {
   }
 
   Result<std::unique_ptr<TensorWriter>> create(std::vector<TensorHeader> headers,
-                                               const Metadata& metadata) const {
+                                               const CheckpointMetadata& metadata) const {
     if (format == OutputFormat::kTorchArchive) {
       return create_torch_archive_writer(path, std::move(headers), wrapper);
     }
@@ -153,22 +154,22 @@ Status write_tensors(const Checkpoint& checkpoint, ParameterSource& source, Tens
 
 Status convert_checkpoint(const fs::path& input, const fs::path& output,
                           const ConvertOptions& options, const ProgressFn& progress) {
-  if (options.dtype && !dtype_is_floating(*options.dtype)) {
-    return make_status(StatusCode::kInvalidArgument,
-                       "{}: weights cannot become {}; use f32, bf16, f16 or f8_e4m3",
-                       output.string(), dtype_name(*options.dtype));
-  }
-  UF_ASSIGN(const Output plan,
-            plan_output(output, options.max_shard_bytes, options.output_wrapper));
-  UF_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(input, options.input));
-  UF_ASSIGN(std::vector<TensorHeader> headers, plan_tensors(checkpoint, options));
-  std::vector<fs::path> inputs = checkpoint.files();
-  Sources sources(checkpoint);
-  for (const ConvertAdapter& adapter : options.adapters) {
-    UF_TRY(sources.add(checkpoint, adapter, inputs));
-  }
-  UF_TRY(refuse_overwrite(inputs, plan.files(headers)));
   return without_exceptions([&]() -> Status {
+    if (options.dtype && !dtype_is_floating(*options.dtype)) {
+      return make_status(StatusCode::kInvalidArgument,
+                         "{}: weights cannot become {}; use f32, bf16, f16 or f8_e4m3",
+                         output.string(), dtype_name(*options.dtype));
+    }
+    UF_ASSIGN(const Output plan,
+              plan_output(output, options.max_shard_bytes, options.output_wrapper));
+    UF_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(input, options.input));
+    UF_ASSIGN(std::vector<TensorHeader> headers, plan_tensors(checkpoint, options));
+    std::vector<fs::path> inputs = checkpoint.files();
+    Sources sources(checkpoint);
+    for (const ConvertAdapter& adapter : options.adapters) {
+      UF_TRY(sources.add(checkpoint, adapter, inputs));
+    }
+    UF_TRY(refuse_overwrite(inputs, plan.files(headers)));
     UF_ASSIGN(const std::unique_ptr<TensorWriter> writer,
               plan.create(std::move(headers), checkpoint.metadata()));
     return write_tensors(checkpoint, sources.top(), *writer, progress);

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "weights/bytes.h"
+#include "core/bytes.h"
 
 namespace ultraflash {
 

@@ -38,7 +38,7 @@ struct CheckpointDescription {
   TensorTotals totals;
   std::map<std::string, TensorTotals> by_wrapper;  // the key "" holds tensors outside of any
   std::map<std::string, TensorTotals> by_type;     // "f32" -> ...
-  std::map<std::string, std::string> metadata;
+  CheckpointMetadata metadata;
   std::vector<CheckpointExtra> extras;
   std::vector<TensorDescription> entries;  // in file order
 };

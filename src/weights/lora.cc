@@ -9,7 +9,8 @@
 #include <utility>
 
 #include "core/check.h"
-#include "weights/names.h"
+#include "core/exceptions.h"
+#include "core/utf8.h"
 #include "weights/parallel_chunks.h"
 
 namespace ultraflash {
@@ -33,15 +34,11 @@ struct ParsedName {
   Part part = Part::kA;
 };
 
-bool ends_with(std::string_view text, std::string_view end) {
-  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
 std::string layer_name(std::string_view name) {
   for (bool again = true; again;) {
     again = false;
     for (const std::string_view prefix : kPrefixes) {
-      if (name.substr(0, prefix.size()) == prefix) {
+      if (name.starts_with(prefix)) {
         name.remove_prefix(prefix.size());
         again = true;
       }
@@ -63,7 +60,7 @@ std::optional<ParsedName> parse_name(std::string_view name) {
     return ParsedName{layer_name(name.substr(0, at)), part};
   }
   constexpr std::string_view kAlpha = ".alpha";
-  if (ends_with(name, kAlpha) && name.size() > kAlpha.size()) {
+  if (name.ends_with(kAlpha) && name.size() > kAlpha.size()) {
     return ParsedName{layer_name(name.substr(0, name.size() - kAlpha.size())), Part::kAlpha};
   }
   return std::nullopt;
@@ -156,59 +153,64 @@ void multiply(const Product& p, int64_t row, int64_t rows, int64_t column, int64
 
 Result<LoraAdapter> LoraAdapter::open(const std::filesystem::path& path,
                                       const LoraOptions& options) {
-  CheckpointOptions checkpoint;
-  checkpoint.wrapper = options.wrapper;
-  checkpoint.wrapper_order = {"generator_lora", "lora", "state_dict", "model"};
-  UF_ASSIGN(const Checkpoint file, Checkpoint::open(path, checkpoint));
-  return from_checkpoint(file, options);
+  return without_exceptions([&]() -> Result<LoraAdapter> {
+    CheckpointOptions checkpoint;
+    checkpoint.wrapper = options.wrapper;
+    checkpoint.wrapper_order = {"generator_lora", "lora", "state_dict", "model"};
+    UF_ASSIGN(const Checkpoint file, Checkpoint::open(path, checkpoint));
+    return from_checkpoint(file, options);
+  });
 }
 
 Result<LoraAdapter> LoraAdapter::from_checkpoint(const Checkpoint& checkpoint,
                                                  const LoraOptions& options) {
-  LoraAdapter adapter;
-  adapter.label_ = checkpoint.label();
-  adapter.files_ = checkpoint.files();
-  const std::string& label = adapter.label_;
-  std::map<std::string, double> alphas;
-  for (const TensorEntry& entry : checkpoint.entries()) {
-    const std::optional<ParsedName> parsed = parse_name(entry.name);
-    if (!parsed) {
-      return failure(StatusCode::kUnsupported, label,
-                     "{} is not part of a LoRA adapter (expected ....lora_A.weight, "
-                     "....lora_B.weight or ....alpha)",
-                     printable(entry.name));
+  return without_exceptions([&]() -> Result<LoraAdapter> {
+    LoraAdapter adapter;
+    adapter.label_ = checkpoint.label();
+    adapter.files_ = checkpoint.files();
+    const std::string& label = adapter.label_;
+    std::map<std::string, double> alphas;
+    for (const TensorEntry& entry : checkpoint.entries()) {
+      const std::optional<ParsedName> parsed = parse_name(entry.name);
+      if (!parsed) {
+        return failure(StatusCode::kUnsupported, label,
+                       "{} is not part of a LoRA adapter (expected ....lora_A.weight, "
+                       "....lora_B.weight or ....alpha)",
+                       printable(entry.name));
+      }
+      UF_ASSIGN(Tensor tensor, checkpoint.tensor(entry.name));
+      if (parsed->part == Part::kAlpha) {
+        UF_ASSIGN(alphas[parsed->layer], read_alpha(tensor, label, entry.name));
+        continue;
+      }
+      const auto [position, fresh] =
+          adapter.by_name_.emplace(parsed->layer, adapter.layers_.size());
+      if (fresh) adapter.layers_.push_back({parsed->layer, {}, {}, 0});
+      LoraLayer& layer = adapter.layers_[position->second];
+      Tensor& place = parsed->part == Part::kA ? layer.a : layer.b;
+      if (place.defined()) {
+        return failure(StatusCode::kMalformed, label, "{} has more than one adapter",
+                       printable(layer.name));
+      }
+      place = std::move(tensor);
     }
-    UF_ASSIGN(Tensor tensor, checkpoint.tensor(entry.name));
-    if (parsed->part == Part::kAlpha) {
-      UF_ASSIGN(alphas[parsed->layer], read_alpha(tensor, label, entry.name));
-      continue;
+    if (adapter.layers_.empty()) {
+      return failure(StatusCode::kMalformed, label, "holds no LoRA adapter");
     }
-    const auto [position, fresh] = adapter.by_name_.emplace(parsed->layer, adapter.layers_.size());
-    if (fresh) adapter.layers_.push_back({parsed->layer, {}, {}, 0});
-    LoraLayer& layer = adapter.layers_[position->second];
-    Tensor& place = parsed->part == Part::kA ? layer.a : layer.b;
-    if (place.defined()) {
-      return failure(StatusCode::kMalformed, label, "{} has more than one adapter",
-                     printable(layer.name));
+    for (LoraLayer& layer : adapter.layers_) {
+      UF_TRY(check_layer(layer, label));
+      const auto alpha = alphas.find(layer.name);
+      layer.alpha = options.alpha           ? *options.alpha
+                    : alpha != alphas.end() ? alpha->second
+                                            : static_cast<double>(layer.rank());
+      if (alpha != alphas.end()) alphas.erase(alpha);
     }
-    place = std::move(tensor);
-  }
-  if (adapter.layers_.empty()) {
-    return failure(StatusCode::kMalformed, label, "holds no LoRA adapter");
-  }
-  for (LoraLayer& layer : adapter.layers_) {
-    UF_TRY(check_layer(layer, label));
-    const auto alpha = alphas.find(layer.name);
-    layer.alpha = options.alpha           ? *options.alpha
-                  : alpha != alphas.end() ? alpha->second
-                                          : static_cast<double>(layer.rank());
-    if (alpha != alphas.end()) alphas.erase(alpha);
-  }
-  if (!alphas.empty()) {
-    return failure(StatusCode::kMalformed, label, "{} has an alpha but no matrices",
-                   printable(alphas.begin()->first));
-  }
-  return adapter;
+    if (!alphas.empty()) {
+      return failure(StatusCode::kMalformed, label, "{} has an alpha but no matrices",
+                     printable(alphas.begin()->first));
+    }
+    return adapter;
+  });
 }
 
 const LoraLayer* LoraAdapter::find(std::string_view layer) const {
@@ -218,26 +220,26 @@ const LoraLayer* LoraAdapter::find(std::string_view layer) const {
 
 const LoraLayer* LoraAdapter::find_for_weight(std::string_view weight) const {
   constexpr std::string_view kWeight = ".weight";
-  if (!ends_with(weight, kWeight)) return nullptr;
+  if (!weight.ends_with(kWeight)) return nullptr;
   return find(weight.substr(0, weight.size() - kWeight.size()));
 }
 
 Result<Tensor> merge_lora(const Tensor& weight, const LoraLayer& layer, double scale) {
-  if (weight.rank() != 2 || !dtype_is_floating(weight.dtype())) {
-    return make_status(StatusCode::kUnsupported,
-                       "{}.weight is {}, and adapters merge into floating-point matrices only",
-                       printable(layer.name), weight.to_string());
-  }
-  const int64_t outputs = weight.dim(0);
-  const int64_t inputs = weight.dim(1);
-  if (layer.a.dim(1) != inputs || layer.b.dim(0) != outputs) {
-    return make_status(StatusCode::kMalformed,
-                       "{}.weight is {}, but its adapter is for [{}, {}]; it belongs to another "
-                       "model",
-                       printable(layer.name), weight.shape().to_string(), layer.b.dim(0),
-                       layer.a.dim(1));
-  }
   return without_exceptions([&]() -> Result<Tensor> {
+    if (weight.rank() != 2 || !dtype_is_floating(weight.dtype())) {
+      return make_status(StatusCode::kUnsupported,
+                         "{}.weight is {}, and adapters merge into floating-point matrices only",
+                         printable(layer.name), weight.to_string());
+    }
+    const int64_t outputs = weight.dim(0);
+    const int64_t inputs = weight.dim(1);
+    if (layer.a.dim(1) != inputs || layer.b.dim(0) != outputs) {
+      return make_status(StatusCode::kMalformed,
+                         "{}.weight is {}, but its adapter is for [{}, {}]; it belongs to another "
+                         "model",
+                         printable(layer.name), weight.shape().to_string(), layer.b.dim(0),
+                         layer.a.dim(1));
+    }
     const Tensor a = layer.a.to(DType::kF32);
     const Tensor b = layer.b.to(DType::kF32);
     const Tensor dense = weight.to(weight.dtype());
@@ -266,20 +268,22 @@ Result<Tensor> merge_lora(const Tensor& weight, const LoraLayer& layer, double s
 }
 
 Result<Tensor> LoraSource::find(const ParameterSpec& spec) {
-  UF_ASSIGN(Tensor weight, base_.find(spec));
-  const LoraLayer* layer = adapter_.find_for_weight(spec.name);
-  if (layer == nullptr) return weight;
-  {
-    const std::lock_guard lock(mutex_);
-    used_.insert(layer->name);
-  }
-  if (!weight.defined()) return weight;
-  Result<Tensor> merged = merge_lora(weight, *layer, scale_);
-  if (!merged) {
-    return make_status(merged.status().code(), "{}: {}", adapter_.label(),
-                       merged.status().message());
-  }
-  return merged;
+  return without_exceptions([&]() -> Result<Tensor> {
+    UF_ASSIGN(Tensor weight, base_.find(spec));
+    const LoraLayer* layer = adapter_.find_for_weight(spec.name);
+    if (layer == nullptr) return weight;
+    {
+      const std::lock_guard lock(mutex_);
+      used_.insert(layer->name);
+    }
+    if (!weight.defined()) return weight;
+    Result<Tensor> merged = merge_lora(weight, *layer, scale_);
+    if (!merged) {
+      return make_status(merged.status().code(), "{}: {}", adapter_.label(),
+                         merged.status().message());
+    }
+    return merged;
+  });
 }
 
 std::vector<std::string> LoraSource::complaints() const {

@@ -7,8 +7,8 @@
 #include <memory>
 #include <span>
 
+#include "core/bytes.h"
 #include "ultraflash/status.h"
-#include "weights/bytes.h"
 
 namespace ultraflash {
 

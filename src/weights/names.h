@@ -1,4 +1,4 @@
-// Tensor names: what is accepted, how they are shown, and what training wrappers add to them.
+// Tensor names: what is accepted, and what training wrappers add to them.
 #pragma once
 
 #include <cstddef>
@@ -15,10 +15,6 @@ constexpr size_t kMaxTensorNameBytes = 1024;
 /// Why `name` cannot be the name of a tensor, as a part of a sentence ("is empty"); null when it
 /// can. Names are valid UTF-8 without control characters, 1 to kMaxTensorNameBytes bytes long.
 const char* tensor_name_problem(std::string_view name);
-
-/// `text` fit for a message: bytes that are not printable UTF-8 become \xNN, and what passes
-/// `max_bytes` is cut and marked with "...".
-std::string printable(std::string_view text, size_t max_bytes = 200);
 
 /// Removes what training wrappers put into the names of one state dict:
 /// - `_fsdp_wrapped_module.`, `_checkpoint_wrapped_module.` and `_orig_mod.` wherever they stand as

@@ -30,11 +30,12 @@ void parallel_chunks(int64_t count, int64_t grain,
     }
   };
   std::vector<std::thread> others;
+  others.reserve(static_cast<size_t>(threads));
   for (int64_t i = 1; i < threads; ++i) {
     try {
       others.emplace_back(run);
-    } catch (const std::system_error&) {
-      break;  // no more threads to be had: those that run share the rest
+    } catch (const std::exception&) {
+      break;  // no more threads to be had, or no memory for them: those that run share the rest
     }
   }
   run();

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/exceptions.h"
+
 namespace ultraflash {
 
 ParameterInit ParameterInit::fan_in(const Shape& shape) {

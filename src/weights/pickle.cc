@@ -5,9 +5,9 @@
 #include <optional>
 #include <utility>
 
+#include "core/bytes.h"
 #include "core/check.h"
-#include "weights/bytes.h"
-#include "weights/names.h"
+#include "core/utf8.h"
 
 namespace ultraflash {
 namespace {

@@ -3,6 +3,7 @@
 #include <span>
 
 #include "core/check.h"
+#include "core/exceptions.h"
 #include "core/rng.h"
 #include "weights/parallel_chunks.h"
 #include "weights/parameter_source.h"

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/exceptions.h"
 #include "weights/checkpoint.h"
 #include "weights/safetensors.h"
 
@@ -14,16 +15,8 @@ namespace fs = std::filesystem;
 
 enum class Content : uint8_t { kSafetensors, kIndex, kZip, kOther };
 
-bool starts_with(std::string_view text, std::string_view start) {
-  return text.substr(0, start.size()) == start;
-}
-
-bool ends_with(std::string_view text, std::string_view end) {
-  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
 Content content_of(std::string_view bytes) {
-  if (starts_with(bytes, "PK")) return Content::kZip;
+  if (bytes.starts_with("PK")) return Content::kZip;
   // A safetensors header begins behind its length; a length that reads as '{' would be a header
   // of 123 bytes, so this question comes first.
   if (bytes.size() > 8 && bytes[8] == '{' && bytes[7] == 0) return Content::kSafetensors;
@@ -36,23 +29,23 @@ Status unknown_content(std::string_view bytes, const std::string& label) {
   // The protocol, and then the number that PyTorch began its files with before version 1.6.
   constexpr std::string_view kLegacyTorch =
       "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
-  if (starts_with(bytes, kLegacyTorch)) {
+  if (bytes.starts_with(kLegacyTorch)) {
     return make_status(StatusCode::kUnsupported,
                        "{}: is in PyTorch's file format from before version 1.6; load it with a "
                        "current torch.load and save it again with torch.save",
                        label);
   }
-  if (starts_with(bytes, "GGUF")) {
+  if (bytes.starts_with("GGUF")) {
     return make_status(StatusCode::kUnsupported,
                        "{}: is a GGUF file; this program reads safetensors and PyTorch files",
                        label);
   }
   std::string cause;
-  if (starts_with(bytes, "version https://git-lfs")) {
+  if (bytes.starts_with("version https://git-lfs")) {
     cause = "; it is a Git LFS pointer, fetch the file itself with \"git lfs pull\"";
-  } else if (starts_with(bytes, "<")) {
+  } else if (bytes.starts_with("<")) {
     cause = "; it looks like a web page, so the download failed";
-  } else if (starts_with(bytes, "\x80")) {
+  } else if (bytes.starts_with("\x80")) {
     cause = "; it looks like a bare pickle, which is not read";
   }
   return make_status(StatusCode::kMalformed,
@@ -65,15 +58,17 @@ Result<fs::path> find_in_folder(const fs::path& folder) {
   std::vector<fs::path> safetensors;
   std::vector<fs::path> archives;
   std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+  for (fs::directory_iterator place(folder, error); !error && place != fs::directory_iterator();
+       place.increment(error)) {
+    const fs::directory_entry& entry = *place;
     const std::string name = entry.path().filename().string();
     std::error_code ignored;
     if (!entry.is_regular_file(ignored)) continue;
-    if (ends_with(name, ".safetensors.index.json")) {
+    if (name.ends_with(".safetensors.index.json")) {
       indices.push_back(entry.path());
-    } else if (ends_with(name, ".safetensors")) {
+    } else if (name.ends_with(".safetensors")) {
       safetensors.push_back(entry.path());
-    } else if (ends_with(name, ".pt") || ends_with(name, ".pth")) {
+    } else if (name.ends_with(".pt") || name.ends_with(".pth")) {
       archives.push_back(entry.path());
     }
   }

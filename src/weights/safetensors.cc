@@ -1,81 +1,71 @@
 #include "weights/safetensors.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
 #include "core/check.h"
+#include "core/utf8.h"
+#include "weights/malformed.h"
 #include "weights/names.h"
 #include "weights/strict_json.h"
 
 namespace ultraflash {
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kMaxShards = 4096;
 
-std::optional<std::vector<int64_t>> integers(const Json& value, size_t max_count) {
+std::optional<std::vector<int64_t>> integers(JsonValue value, size_t max_count) {
   if (!value.is_array() || value.size() > max_count) return std::nullopt;
   std::vector<int64_t> out;
-  for (const Json& item : value) {
-    if (!item.is_number_unsigned()) return std::nullopt;
-    const auto number = item.get<uint64_t>();
-    if (number > static_cast<uint64_t>(INT64_MAX)) return std::nullopt;
-    out.push_back(static_cast<int64_t>(number));
+  for (const auto& [key, item] : value) {
+    const std::optional<uint64_t> number = item.unsigned_number();
+    if (!number || *number > static_cast<uint64_t>(INT64_MAX)) return std::nullopt;
+    out.push_back(static_cast<int64_t>(*number));
   }
   return out;
 }
 
-template <typename... Args>
-Status malformed(std::string_view label, fmt::format_string<Args...> format, Args&&... args) {
-  return make_status(StatusCode::kMalformed, "{}: {}", label,
-                     fmt::format(format, std::forward<Args>(args)...));
-}
-
-Result<std::map<std::string, std::string>> read_metadata(const Json& value,
-                                                         std::string_view label) {
-  std::map<std::string, std::string> metadata;
+Result<CheckpointMetadata> read_metadata(JsonValue value, std::string_view label) {
+  CheckpointMetadata metadata;
   if (!value.is_object()) return malformed(label, "__metadata__ is not an object of strings");
-  for (const auto& [key, text] : value.items()) {
-    if (!text.is_string()) {
-      return malformed(label, "__metadata__ \"{}\" is not a string", printable(key, 80));
-    }
-    metadata.emplace(key, text.get<std::string>());
+  for (const auto& [key, item] : value) {
+    const std::optional<std::string_view> text = item.text();
+    if (!text) return malformed(label, "__metadata__ \"{}\" is not a string", printable(key, 80));
+    metadata.emplace(key, *text);
   }
   return metadata;
 }
 
 // One member of the header. `data` is what follows the header.
-Result<TensorEntry> read_entry(const std::string& name, const Json& value, ByteSpan data,
+Result<TensorEntry> read_entry(std::string_view name, JsonValue value, ByteSpan data,
                                std::string_view label) {
   if (const char* problem = tensor_name_problem(name)) {
     return malformed(label, "the tensor name \"{}\" {}", printable(name, 80), problem);
   }
   const std::string shown = printable(name);
-  if (!value.is_object() || value.size() != 3 || !value.contains("dtype") ||
-      !value.contains("shape") || !value.contains("data_offsets")) {
+  const std::optional<JsonValue> dtype_value = value.find("dtype");
+  const std::optional<JsonValue> shape_value = value.find("shape");
+  const std::optional<JsonValue> offsets_value = value.find("data_offsets");
+  if (value.size() != 3 || !dtype_value || !shape_value || !offsets_value) {
     return malformed(label, "{} does not have exactly dtype, shape and data_offsets", shown);
   }
-  const Json& dtype = value["dtype"];
-  const ElementType* type = dtype.is_string()
-                                ? element_type_from_safetensors(dtype.get_ref<const std::string&>())
-                                : nullptr;
+  const ElementType* type = element_type_from_safetensors(dtype_value->text().value_or(""));
   if (type == nullptr) {
-    return malformed(label, "{} has the unknown dtype {}", shown, printable(dtype.dump(), 40));
+    return malformed(label, "{} has the unknown dtype {}", shown,
+                     printable(dtype_value->to_string(40), 40));
   }
-  const std::optional<std::vector<int64_t>> sizes = integers(value["shape"], Shape::kMaxRank);
+  const std::optional<std::vector<int64_t>> sizes = integers(*shape_value, Shape::kMaxRank);
   const std::optional<Shape> shape = sizes ? checked_shape(*sizes) : std::nullopt;
   if (!shape) {
     return malformed(label, "{} has the impossible shape {} (at most {} sizes)", shown,
-                     printable(value["shape"].dump(), 120), Shape::kMaxRank);
+                     printable(shape_value->to_string(120), 120), Shape::kMaxRank);
   }
-  const std::optional<std::vector<int64_t>> offsets = integers(value["data_offsets"], 2);
+  const std::optional<std::vector<int64_t>> offsets = integers(*offsets_value, 2);
   if (!offsets || offsets->size() != 2 || (*offsets)[0] > (*offsets)[1]) {
     return malformed(label, "{} has the impossible data_offsets {}", shown,
-                     printable(value["data_offsets"].dump(), 80));
+                     printable(offsets_value->to_string(80), 80));
   }
   const int64_t begin = (*offsets)[0];
   const int64_t end = (*offsets)[1];
@@ -143,14 +133,16 @@ Result<SafetensorsContents> parse_safetensors(ByteSpan bytes, std::string_view l
   if (header.empty() || header.front() != '{') {
     return malformed(label, "the header does not start with '{{'; this is no safetensors file");
   }
-  UF_ASSIGN(const Json json, parse_strict_json(header, fmt::format("{}: the header", label)));
-  if (json.size() > static_cast<size_t>(kMaxTensorsInFile)) {
-    return malformed(label, "{} tensors, more than the {} allowed", json.size(), kMaxTensorsInFile);
+  UF_ASSIGN(const JsonDocument json,
+            parse_strict_json(header, fmt::format("{}: the header", label)));
+  if (json.root().size() > static_cast<size_t>(kMaxTensorsInFile)) {
+    return malformed(label, "{} tensors, more than the {} allowed", json.root().size(),
+                     kMaxTensorsInFile);
   }
 
   SafetensorsContents contents;
-  contents.tensors.reserve(json.size());
-  for (const auto& [name, value] : json.items()) {
+  contents.tensors.reserve(json.root().size());
+  for (const auto& [name, value] : json.root()) {
     if (name == "__metadata__") {
       UF_ASSIGN(contents.metadata, read_metadata(value, label));
       continue;
@@ -176,11 +168,12 @@ Result<SafetensorsContents> read_safetensors(const std::filesystem::path& path) 
 }
 
 Result<SafetensorsIndex> parse_safetensors_index(std::string_view text, std::string_view label) {
-  UF_ASSIGN(const Json json, parse_strict_json(text, label));
-  if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
+  UF_ASSIGN(const JsonDocument json, parse_strict_json(text, label));
+  const std::optional<JsonValue> weight_map = json.root().find("weight_map");
+  if (!weight_map || !weight_map->is_object()) {
     return malformed(label, "has no \"weight_map\" object; this is no safetensors index");
   }
-  for (const auto& [key, value] : json.items()) {
+  for (const auto& [key, value] : json.root()) {
     if (key != "weight_map" && (key != "metadata" || !value.is_object())) {
       return malformed(label, "the member \"{}\" does not belong into a safetensors index",
                        printable(key, 80));
@@ -188,12 +181,12 @@ Result<SafetensorsIndex> parse_safetensors_index(std::string_view text, std::str
   }
   SafetensorsIndex index;
   std::set<std::string> shards;
-  for (const auto& [name, value] : json["weight_map"].items()) {
+  for (const auto& [name, value] : *weight_map) {
     if (const char* problem = tensor_name_problem(name)) {
       return malformed(label, "the tensor name \"{}\" {}", printable(name, 80), problem);
     }
-    if (!value.is_string()) return malformed(label, "{} has no file name", printable(name));
-    const auto& shard = value.get_ref<const std::string&>();
+    if (!value.text()) return malformed(label, "{} has no file name", printable(name));
+    const std::string shard(*value.text());
     if (tensor_name_problem(shard) != nullptr || shard.size() > 255 || shard == "." ||
         shard == ".." || shard.find_first_of("/\\") != std::string::npos) {
       return malformed(label,

@@ -23,7 +23,7 @@ constexpr int64_t kMaxTensorsInFile = 250'000;
 
 struct SafetensorsContents {
   std::vector<TensorEntry> tensors;  // in the order of their bytes in the file
-  std::map<std::string, std::string> metadata;
+  CheckpointMetadata metadata;
 };
 
 /// Reads the header in `bytes`, a whole file; the elements are not touched. The entries refer to

@@ -1,12 +1,15 @@
 #include "weights/safetensors_writer.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+#include <map>
 #include <optional>
 #include <utility>
 
 #include "core/check.h"
-#include "weights/names.h"
+#include "core/exceptions.h"
+#include "core/output_file.h"
+#include "core/utf8.h"
+#include "weights/strict_json.h"
 
 namespace ultraflash {
 namespace {
@@ -24,21 +27,9 @@ int64_t bytes_of(const TensorHeader& header) {
   return dense_bytes(element_type(header.dtype), header.shape).value_or(0);
 }
 
-// `text` in quotes. Names were checked and metadata was too, so that this cannot fail.
-std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
-
-bool valid_utf8(const std::string& text) {
-  try {
-    static_cast<void>(quoted(text));
-    return true;
-  } catch (const nlohmann::json::type_error&) {
-    return false;
-  }
-}
-
-Status check_metadata(const Metadata& metadata, std::string_view label) {
+Status check_metadata(const CheckpointMetadata& metadata, std::string_view label) {
   for (const auto& [key, value] : metadata) {
-    if (!valid_utf8(key) || !valid_utf8(value)) {
+    if (!is_utf8(key) || !is_utf8(value)) {
       return make_status(StatusCode::kInvalidArgument, "{}: metadata \"{}\" is not valid UTF-8",
                          label, printable(key, 80));
     }
@@ -46,13 +37,13 @@ Status check_metadata(const Metadata& metadata, std::string_view label) {
   return {};
 }
 
-std::string header_text(std::span<const TensorHeader> tensors, const Metadata& metadata) {
+std::string header_text(std::span<const TensorHeader> tensors, const CheckpointMetadata& metadata) {
   std::string text = "{";
   if (!metadata.empty()) {
     text += "\"__metadata__\":{";
     for (const auto& [key, value] : metadata) {
       if (text.back() != '{') text += ',';
-      text += quoted(key) + ':' + quoted(value);
+      text += json_quoted(key) + ':' + json_quoted(value);
     }
     text += '}';
   }
@@ -63,8 +54,8 @@ std::string header_text(std::span<const TensorHeader> tensors, const Metadata& m
     std::string sizes = tensor.shape.to_string();
     sizes.erase(std::remove(sizes.begin(), sizes.end(), ' '), sizes.end());
     text += fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{},{}]}}",
-                        quoted(tensor.name), element_type(tensor.dtype).safetensors, sizes, offset,
-                        end);
+                        json_quoted(tensor.name), element_type(tensor.dtype).safetensors, sizes,
+                        offset, end);
     offset = end;
   }
   text += '}';
@@ -108,8 +99,8 @@ void sort_by_alignment(std::span<TensorHeader> headers) {
 class SafetensorsWriter final : public TensorWriter {
  public:
   // `index` is empty when there is one shard.
-  SafetensorsWriter(std::vector<TensorHeader> order, Metadata metadata, std::vector<Shard> shards,
-                    std::filesystem::path index)
+  SafetensorsWriter(std::vector<TensorHeader> order, CheckpointMetadata metadata,
+                    std::vector<Shard> shards, std::filesystem::path index)
       : TensorWriter(std::move(order)),
         metadata_(std::move(metadata)),
         shards_(std::move(shards)),
@@ -126,7 +117,7 @@ class SafetensorsWriter final : public TensorWriter {
 
   Status complete() override {
     while (files_.size() < shards_.size()) UF_TRY(open_next());
-    for (CheckpointFile& file : files_) UF_TRY(file.commit());
+    for (OutputFile& file : files_) UF_TRY(file.commit());
     return index_.empty() ? Status() : write_index();
   }
 
@@ -134,7 +125,7 @@ class SafetensorsWriter final : public TensorWriter {
   Status open_next() {
     if (!files_.empty()) UF_TRY(files_.back().close());
     const Shard& shard = shards_[files_.size()];
-    UF_ASSIGN(CheckpointFile file, CheckpointFile::create(shard.path));
+    UF_ASSIGN(OutputFile file, OutputFile::create(shard.path.string()));
     const std::span<const TensorHeader> tensors(order().data() + shard.begin,
                                                 shard.end - shard.begin);
     const std::string header = header_text(tensors, metadata_);
@@ -146,54 +137,67 @@ class SafetensorsWriter final : public TensorWriter {
   }
 
   Status write_index() {
-    nlohmann::json weight_map = nlohmann::json::object();
+    std::map<std::string_view, std::string> weight_map;
     int64_t total = 0;
     for (const Shard& shard : shards_) {
       for (size_t i = shard.begin; i < shard.end; ++i) {
-        weight_map[order()[i].name] = shard.path.filename().string();
+        weight_map.emplace(order()[i].name, shard.path.filename().string());
         total += bytes_of(order()[i]);
       }
     }
-    const nlohmann::json index = {{"metadata", {{"total_size", total}}},
-                                  {"weight_map", std::move(weight_map)}};
-    UF_ASSIGN(CheckpointFile file, CheckpointFile::create(index_));
-    UF_TRY(file.write(index.dump(/*indent=*/2) + "\n"));
+    std::string text =
+        fmt::format("{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n", total);
+    text += "  \"weight_map\": {";
+    for (const auto& [name, file] : weight_map) {
+      text += fmt::format("{}\n    {}: {}", text.back() == '{' ? "" : ",", json_quoted(name),
+                          json_quoted(file));
+    }
+    text += "\n  }\n}\n";
+    UF_ASSIGN(OutputFile file, OutputFile::create(index_.string()));
+    UF_TRY(file.write(text));
     return file.commit();
   }
 
-  Metadata metadata_;
+  CheckpointMetadata metadata_;
   std::vector<Shard> shards_;
   std::filesystem::path index_;
-  std::vector<CheckpointFile> files_;  // one per shard begun; all but the last are closed
+  std::vector<OutputFile> files_;  // one per shard begun; all but the last are closed
 };
 
 }  // namespace
 
-Result<std::unique_ptr<TensorWriter>> create_safetensors_writer(const std::filesystem::path& path,
-                                                                std::vector<TensorHeader> headers,
-                                                                const Metadata& metadata) {
+Result<std::unique_ptr<TensorWriter>> create_safetensors_writer(
+    const std::filesystem::path& path, std::vector<TensorHeader> headers,
+    const CheckpointMetadata& metadata) {
   return create_sharded_safetensors_writer(path, std::move(headers), metadata, INT64_MAX);
 }
 
 Result<std::unique_ptr<TensorWriter>> create_sharded_safetensors_writer(
-    const std::filesystem::path& path, std::vector<TensorHeader> headers, const Metadata& metadata,
-    int64_t max_shard_bytes) {
-  UF_TRY(check_headers(headers, path.string()));
-  UF_TRY(check_metadata(metadata, path.string()));
-  const std::vector<size_t> ends = plan_shards(headers, max_shard_bytes);
-  std::vector<Shard> shards;
-  size_t begin = 0;
-  for (const size_t end : ends) {
-    sort_by_alignment(std::span(headers).subspan(begin, end - begin));
-    shards.push_back(
-        {ends.size() == 1 ? path : shard_path(path, shards.size(), ends.size()), begin, end});
-    begin = end;
-  }
-  auto writer = std::make_unique<SafetensorsWriter>(
-      std::move(headers), metadata, std::move(shards),
-      ends.size() == 1 ? std::filesystem::path() : index_path(path));
-  UF_TRY(writer->begin());
-  return std::unique_ptr<TensorWriter>(std::move(writer));
+    const std::filesystem::path& path, std::vector<TensorHeader> headers,
+    const CheckpointMetadata& metadata, int64_t max_shard_bytes) {
+  return without_exceptions([&]() -> Result<std::unique_ptr<TensorWriter>> {
+    UF_TRY(check_headers(headers, path.string()));
+    UF_TRY(check_metadata(metadata, path.string()));
+    const std::vector<size_t> ends = plan_shards(headers, max_shard_bytes);
+    if (ends.size() > 1 && !is_utf8(path.filename().string())) {
+      return make_status(StatusCode::kInvalidArgument,
+                         "{}: the name is not UTF-8 and cannot stand in an index; choose another",
+                         printable(path.string()));
+    }
+    std::vector<Shard> shards;
+    size_t begin = 0;
+    for (const size_t end : ends) {
+      sort_by_alignment(std::span(headers).subspan(begin, end - begin));
+      shards.push_back(
+          {ends.size() == 1 ? path : shard_path(path, shards.size(), ends.size()), begin, end});
+      begin = end;
+    }
+    auto writer = std::make_unique<SafetensorsWriter>(
+        std::move(headers), metadata, std::move(shards),
+        ends.size() == 1 ? std::filesystem::path() : index_path(path));
+    UF_TRY(writer->begin());
+    return std::unique_ptr<TensorWriter>(std::move(writer));
+  });
 }
 
 std::vector<std::filesystem::path> sharded_safetensors_paths(
@@ -208,17 +212,19 @@ std::vector<std::filesystem::path> sharded_safetensors_paths(
 }
 
 Status save_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
-                        const Metadata& metadata) {
+                        const CheckpointMetadata& metadata) {
   return save_sharded_safetensors(path, tensors, metadata, INT64_MAX);
 }
 
 Status save_sharded_safetensors(const std::filesystem::path& path,
-                                const std::vector<NamedTensor>& tensors, const Metadata& metadata,
-                                int64_t max_shard_bytes) {
-  UF_ASSIGN(
-      const std::unique_ptr<TensorWriter> writer,
-      create_sharded_safetensors_writer(path, headers_of(tensors), metadata, max_shard_bytes));
-  return write_all(*writer, tensors);
+                                const std::vector<NamedTensor>& tensors,
+                                const CheckpointMetadata& metadata, int64_t max_shard_bytes) {
+  return without_exceptions([&]() -> Status {
+    UF_ASSIGN(
+        const std::unique_ptr<TensorWriter> writer,
+        create_sharded_safetensors_writer(path, headers_of(tensors), metadata, max_shard_bytes));
+    return write_all(*writer, tensors);
+  });
 }
 
 }  // namespace ultraflash

@@ -4,7 +4,8 @@
 #include <cstring>
 
 #include "core/check.h"
-#include "weights/names.h"
+#include "core/exceptions.h"
+#include "core/utf8.h"
 
 namespace ultraflash {
 

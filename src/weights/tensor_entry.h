@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +17,9 @@
 #include "weights/mapped_file.h"
 
 namespace ultraflash {
+
+/// What the author of a checkpoint wrote about it; both texts are UTF-8.
+using CheckpointMetadata = std::map<std::string, std::string>;
 
 struct TensorEntry {
   std::string name;
@@ -59,18 +63,5 @@ struct NamedTensor {
 
 /// The headers of `tensors`, in order.
 std::vector<TensorHeader> headers_of(const std::vector<NamedTensor>& tensors);
-
-/// Runs `function`, which returns a Status or Result, and turns what it throws (an Error, a lack of
-/// memory) into a Status.
-template <typename Function>
-auto without_exceptions(Function&& function) -> decltype(function()) {
-  try {
-    return std::forward<Function>(function)();
-  } catch (const Error& error) {
-    return error.status();
-  } catch (const std::bad_alloc&) {
-    return Status(StatusCode::kOutOfMemory, "there is not enough memory");
-  }
-}
 
 }  // namespace ultraflash

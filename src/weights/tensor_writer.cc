@@ -6,6 +6,8 @@
 #include <unordered_set>
 
 #include "core/check.h"
+#include "core/exceptions.h"
+#include "core/utf8.h"
 #include "weights/names.h"
 
 namespace ultraflash {

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/output_file.h"
 #include "ultraflash/status.h"
-#include "weights/output_file.h"
 #include "weights/tensor_entry.h"
 
 namespace ultraflash {

@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/utf8.h"
+#include "weights/malformed.h"
 #include "weights/names.h"
 #include "weights/pickle.h"
 #include "weights/torch_pickle.h"
@@ -90,8 +92,7 @@ class Collector {
 
   template <typename... Args>
   Status malformed(fmt::format_string<Args...> format, Args&&... args) const {
-    return make_status(StatusCode::kMalformed, "{}: {}", label_,
-                       fmt::format(format, std::forward<Args>(args)...));
+    return ultraflash::malformed(label_, format, std::forward<Args>(args)...);
   }
 
   Status spend(int64_t steps, size_t bytes) {

@@ -2,7 +2,7 @@
 #include <utility>
 
 #include "core/check.h"
-#include "weights/names.h"
+#include "core/exceptions.h"
 #include "weights/torch_archive.h"
 #include "weights/zip.h"
 
@@ -53,9 +53,7 @@ class PickleWriter {
 
  private:
   PickleWriter& little_endian(int64_t value, int count) {
-    for (int i = 0; i < count; ++i) {
-      out_ += static_cast<char>((static_cast<uint64_t>(value) >> (8 * i)) & 0xffU);
-    }
+    append_le(out_, static_cast<uint64_t>(value), count);
     return *this;
   }
 
@@ -142,21 +140,25 @@ class TorchArchiveWriter final : public TensorWriter {
 Result<std::unique_ptr<TensorWriter>> create_torch_archive_writer(const std::filesystem::path& path,
                                                                   std::vector<TensorHeader> headers,
                                                                   std::string_view wrapper_key) {
-  UF_TRY(check_headers(headers, path.string()));
-  if (!wrapper_key.empty()) {
-    UF_TRY(check_headers({{std::string(wrapper_key), DType::kF32, {}}}, path.string()));
-  }
-  UF_ASSIGN(ZipWriter archive, ZipWriter::create(path));
-  auto writer = std::make_unique<TorchArchiveWriter>(std::move(headers), std::move(archive));
-  UF_TRY(writer->begin(wrapper_key));
-  return std::unique_ptr<TensorWriter>(std::move(writer));
+  return without_exceptions([&]() -> Result<std::unique_ptr<TensorWriter>> {
+    UF_TRY(check_headers(headers, path.string()));
+    if (!wrapper_key.empty()) {
+      UF_TRY(check_headers({{std::string(wrapper_key), DType::kF32, {}}}, path.string()));
+    }
+    UF_ASSIGN(ZipWriter archive, ZipWriter::create(path));
+    auto writer = std::make_unique<TorchArchiveWriter>(std::move(headers), std::move(archive));
+    UF_TRY(writer->begin(wrapper_key));
+    return std::unique_ptr<TensorWriter>(std::move(writer));
+  });
 }
 
 Status save_torch_archive(const std::filesystem::path& path,
                           const std::vector<NamedTensor>& tensors, std::string_view wrapper_key) {
-  UF_ASSIGN(const std::unique_ptr<TensorWriter> writer,
-            create_torch_archive_writer(path, headers_of(tensors), wrapper_key));
-  return write_all(*writer, tensors);
+  return without_exceptions([&]() -> Status {
+    UF_ASSIGN(const std::unique_ptr<TensorWriter> writer,
+              create_torch_archive_writer(path, headers_of(tensors), wrapper_key));
+    return write_all(*writer, tensors);
+  });
 }
 
 }  // namespace ultraflash

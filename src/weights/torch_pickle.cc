@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "core/check.h"
-#include "weights/names.h"
+#include "core/utf8.h"
+#include "weights/malformed.h"
 
 namespace ultraflash {
 namespace {
@@ -73,10 +74,10 @@ const ClassTable& table() {
 }
 
 template <typename... Args>
-Status malformed(std::string_view label, std::string_view shown, fmt::format_string<Args...> format,
-                 Args&&... args) {
-  return make_status(StatusCode::kMalformed, "{}: {} {}", label, printable(shown),
-                     fmt::format(format, std::forward<Args>(args)...));
+Status malformed_tensor(std::string_view label, std::string_view shown,
+                        fmt::format_string<Args...> format, Args&&... args) {
+  return malformed(label, "{} {}", printable(shown),
+                   fmt::format(format, std::forward<Args>(args)...));
 }
 
 bool is_class(Value value, FixedClass expected) {
@@ -156,7 +157,7 @@ Result<TorchTensorReader::Rebuild> TorchTensorReader::unwrap(Value call,
       case kRebuildParameterWithState:
         // (tensor, requires_grad, hooks[, state])
         if (items.size() < 3 || items.size() > 4 || items[0].kind != Kind::kCall) {
-          return malformed(label_, shown, "is a parameter without a tensor");
+          return malformed_tensor(label_, shown, "is a parameter without a tensor");
         }
         function = tree_.items(items[0])[0];
         arguments = tree_.items(items[0])[1];
@@ -165,17 +166,17 @@ Result<TorchTensorReader::Rebuild> TorchTensorReader::unwrap(Value call,
         // (function, type, arguments of the function, state)
         if (items.size() != 4 || items[0].kind != Kind::kClass || items[1].kind != Kind::kClass ||
             items[2].kind != Kind::kTuple) {
-          return malformed(label_, shown, "is a tensor subclass in an unknown form");
+          return malformed_tensor(label_, shown, "is a tensor subclass in an unknown form");
         }
         function = items[0];
         arguments = items[2];
         break;
       default:
-        return malformed(label_, shown, "calls {}, which rebuilds no tensor",
-                         torch_class_name(function));
+        return malformed_tensor(label_, shown, "calls {}, which rebuilds no tensor",
+                                torch_class_name(function));
     }
   }
-  return malformed(label_, shown, "is wrapped more than {} times", kMaxWraps);
+  return malformed_tensor(label_, shown, "is wrapped more than {} times", kMaxWraps);
 }
 
 Result<TorchTensorReader::StorageRange> TorchTensorReader::storage(Value value,
@@ -188,7 +189,7 @@ Result<TorchTensorReader::StorageRange> TorchTensorReader::storage(Value value,
       parts[1].kind != Kind::kClass || parts[2].kind != Kind::kString ||
       parts[3].kind != Kind::kString || parts[4].kind != Kind::kInt || parts[4].number < 0 ||
       tree_.text(parts[2]).size() > kMaxStorageKey) {
-    return malformed(label_, shown, "refers to a storage in an unknown form");
+    return malformed_tensor(label_, shown, "refers to a storage in an unknown form");
   }
   StorageRange range;
   range.key = tree_.text(parts[2]);
@@ -196,20 +197,20 @@ Result<TorchTensorReader::StorageRange> TorchTensorReader::storage(Value value,
   if (!is_class(parts[1], kUntypedStorage)) {
     range.type = index < table().storages.size() ? table().storages[index] : nullptr;
     if (range.type == nullptr) {
-      return malformed(label_, shown, "has {} for a storage", torch_class_name(parts[1]));
+      return malformed_tensor(label_, shown, "has {} for a storage", torch_class_name(parts[1]));
     }
   }
   const ZipEntry* entry = archive_.find(root_ + "/data/" + std::string(tree_.text(parts[2])));
   if (entry == nullptr) {
-    return malformed(label_, shown, "needs storage {}, which is not in the archive",
-                     printable(range.key));
+    return malformed_tensor(label_, shown, "needs storage {}, which is not in the archive",
+                            printable(range.key));
   }
   const int64_t element_bytes = range.type == nullptr ? 1 : range.type->bits / 8;
   const std::optional<int64_t> announced = checked_multiply(parts[4].number, element_bytes);
   if (!announced || static_cast<size_t>(*announced) != entry->data.size()) {
-    return malformed(label_, shown,
-                     "needs {} elements of {} bytes in storage {}, which has {} bytes",
-                     parts[4].number, element_bytes, printable(range.key), entry->data.size());
+    return malformed_tensor(
+        label_, shown, "needs {} elements of {} bytes in storage {}, which has {} bytes",
+        parts[4].number, element_bytes, printable(range.key), entry->data.size());
   }
   range.bytes = entry->data;
   return range;
@@ -223,8 +224,9 @@ Result<TensorEntry> TorchTensorReader::place(const StorageRange& storage, const 
   const std::optional<std::vector<int64_t>> stride_list = non_negative(strides);
   const std::optional<Shape> shape = size_list ? checked_shape(*size_list) : std::nullopt;
   if (!shape || !stride_list || stride_list->size() != size_list->size() || offset < 0) {
-    return malformed(label_, shown, "has an impossible shape, stride or offset (at most {} sizes)",
-                     Shape::kMaxRank);
+    return malformed_tensor(label_, shown,
+                            "has an impossible shape, stride or offset (at most {} sizes)",
+                            Shape::kMaxRank);
   }
   TensorEntry entry;
   entry.type = &type;
@@ -239,8 +241,9 @@ Result<TensorEntry> TorchTensorReader::place(const StorageRange& storage, const 
   const auto available = static_cast<int64_t>(storage.bytes.size()) / element_bytes;
   const std::optional<int64_t> last = furthest_element(*shape, *stride_list);
   if (!last || offset > available || *last >= available - offset) {
-    return malformed(label_, shown, "is {} {} at element {}, past the end of storage {} with {}",
-                     type.name, shape->to_string(), offset, printable(storage.key), available);
+    return malformed_tensor(label_, shown,
+                            "is {} {} at element {}, past the end of storage {} with {}", type.name,
+                            shape->to_string(), offset, printable(storage.key), available);
   }
   if (shape->numel() > available) {
     // Copying such a view could take any amount of memory.
@@ -265,7 +268,7 @@ Result<std::optional<TensorEntry>> TorchTensorReader::read(Value value,
   const size_t count = rebuild.function == kRebuildTensorV2 ? 6 : 7;
   if (items.size() < count || items.size() > count + 1 || items[1].kind != Kind::kInt ||
       items[2].kind != Kind::kTuple || items[3].kind != Kind::kTuple) {
-    return malformed(label_, shown, "is a tensor in an unknown form");
+    return malformed_tensor(label_, shown, "is a tensor in an unknown form");
   }
   UF_ASSIGN(const StorageRange range, storage(items[0], shown));
   const ElementType* type = range.type;
@@ -274,7 +277,7 @@ Result<std::optional<TensorEntry>> TorchTensorReader::read(Value value,
         items[6].kind == Kind::kClass ? PickleTree::class_index(items[6]) : SIZE_MAX;
     type = index < table().dtypes.size() ? table().dtypes[index] : nullptr;
   }
-  if (type == nullptr) return malformed(label_, shown, "has no element type");
+  if (type == nullptr) return malformed_tensor(label_, shown, "has no element type");
   UF_ASSIGN(TensorEntry entry, place(range, *type, items[1].number, tree_.items(items[2]),
                                      tree_.items(items[3]), shown));
   return std::optional<TensorEntry>(std::move(entry));

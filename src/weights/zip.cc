@@ -6,8 +6,9 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/utf8.h"
 #include "weights/crc32.h"
-#include "weights/names.h"
+#include "weights/malformed.h"
 
 // Layouts and values: PKWARE APPNOTE.TXT 6.3.10, sections 4.3 to 4.5.
 namespace ultraflash {
@@ -31,12 +32,6 @@ constexpr uint16_t kVersionZip64 = 45;        // of the format: the first with 6
 constexpr uint16_t kDateOf1980 = 0x0021;      // January 1st; a real date would vary the bytes
 constexpr uint32_t kIn64BitForm = 0xffffffffU;
 constexpr size_t kDataAlignment = 64;
-
-template <typename... Args>
-Status malformed(std::string_view label, fmt::format_string<Args...> format, Args&&... args) {
-  return make_status(StatusCode::kMalformed, "{}: {}", label,
-                     fmt::format(format, std::forward<Args>(args)...));
-}
 
 struct Directory {
   uint64_t entries = 0;
@@ -279,7 +274,7 @@ class LittleEndian {
 
  private:
   LittleEndian& put(uint64_t value, int count) {
-    for (int i = 0; i < count; ++i) bytes_ += static_cast<char>((value >> (8 * i)) & 0xffU);
+    append_le(bytes_, value, count);
     return *this;
   }
   std::string bytes_;
@@ -288,7 +283,7 @@ class LittleEndian {
 }  // namespace
 
 Result<ZipWriter> ZipWriter::create(const std::filesystem::path& path, uint64_t zip64_from) {
-  UF_ASSIGN(CheckpointFile file, CheckpointFile::create(path));
+  UF_ASSIGN(OutputFile file, OutputFile::create(path.string()));
   return ZipWriter(std::move(file), zip64_from);
 }
 

@@ -8,9 +8,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/bytes.h"
+#include "core/output_file.h"
 #include "ultraflash/status.h"
-#include "weights/bytes.h"
-#include "weights/output_file.h"
 
 namespace ultraflash {
 
@@ -61,10 +61,10 @@ class ZipWriter {
     uint64_t offset = 0;  // of the local header
   };
 
-  ZipWriter(CheckpointFile file, uint64_t zip64_from)
+  ZipWriter(OutputFile file, uint64_t zip64_from)
       : file_(std::move(file)), zip64_from_(zip64_from) {}
 
-  CheckpointFile file_;
+  OutputFile file_;
   uint64_t zip64_from_;
   std::vector<Record> records_;
 };

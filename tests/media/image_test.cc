@@ -13,7 +13,6 @@ namespace ultraflash {
 namespace {
 
 using media_test::noise;
-using media_test::TempFolder;
 
 TEST(PngTest, RoundTripIsExactAtEveryLevelAndStride) {
   UF_REQUIRE_PNG();
@@ -46,8 +45,8 @@ TEST(PngTest, ReadsGreyPalettesDeepAndTransparentPictures) {
   for (const char* format :
        {"gray", "gray16be", "ya8", "rgba", "rgb48be", "rgba64be", "monob", "pal8"}) {
     const std::string out = folder / (std::string(format) + ".png");
-    media_test::output_of("ffmpeg -v error -y -i " + (folder / "in.png") + " -pix_fmt " + format +
-                          " " + out);
+    media_test::output_of("ffmpeg -v error -y -i " + (folder / "in.png").string() + " -pix_fmt " +
+                          format + " " + out);
     const auto back = read_png(out);
     ASSERT_OK(back.status());
     EXPECT_EQ(back->width, 32) << format;
@@ -92,7 +91,7 @@ TEST(PngTest, WithoutLibpngTheSentenceSaysWhatToInstall) {
 TEST(PictureSequenceTest, FolderAndPatternRoundTripExactly) {
   UF_REQUIRE_PNG();
   const TempFolder folder;
-  for (const std::string& path : {folder / "frames/", folder / "x_%03d.png"}) {
+  for (const std::filesystem::path& path : {folder / "frames/", folder / "x_%03d.png"}) {
     SinkOptions options;
     options.path = path;
     auto sink = open_sink(options, {24, 18, 16, 1});
@@ -125,7 +124,7 @@ TEST(PictureSequenceTest, BadFoldersAndMixedSizesAreNamed) {
   EXPECT_EQ(mixed.frames.size(), 1U);
   EXPECT_EQ(mixed.status.code(), StatusCode::kUnsupported);
   EXPECT_NE(mixed.status.message().find("2.png"), std::string::npos) << mixed.status.message();
-  media_test::write_bytes(folder / "2.png", "not a picture");
+  write_text(folder / "2.png", "not a picture");
   EXPECT_EQ(media_test::read_video(folder.path()).status.code(), StatusCode::kMalformed);
   ReaderLimits limits;
   limits.max_frames = 1;
@@ -136,13 +135,13 @@ TEST(PictureNamesTest, NumbersSortAsNumbers) {
   const TempFolder folder;
   for (const char* name : {"f10.png", "f9.png", "f010.PNG", "a.png", "f9b2.png", "f9b10.png",
                            "f.txt", ".png", "f99999999999999999999999.png"}) {
-    media_test::write_bytes(folder / name, "");
+    write_text(folder / name, "");
   }
   const auto paths = list_pictures(folder.path(), 100);
   ASSERT_OK(paths.status());
   std::vector<std::string> names;
   for (const std::string& path : *paths) {
-    names.push_back(path.substr(folder.path().size() + 1));
+    names.push_back(path.substr(folder.path().string().size() + 1));
   }
   EXPECT_EQ(names, (std::vector<std::string>{"a.png", "f9.png", "f9b2.png", "f9b10.png", "f010.PNG",
                                              "f10.png", "f99999999999999999999999.png"}));

@@ -24,29 +24,10 @@
 #include "media/frame_sink.h"
 #include "media/image.h"
 #include "media/video_reader.h"
+#include "support/files.h"
+#include "support/status.h"
 
 namespace ultraflash::media_test {
-
-/// A folder that goes away with the test.
-class TempFolder {
- public:
-  TempFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "uf_media_XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) std::abort();
-    path_ = pattern;
-  }
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-  ~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  [[nodiscard]] std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  [[nodiscard]] const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 /// A smooth pattern that moves with `index`: colours within the YUV gamut, no sharp edges.
 inline RgbImage moving_pattern(int64_t width, int64_t height, int64_t index) {
@@ -103,20 +84,13 @@ inline RgbImage copy_of(const RgbFrame& frame) {
   return image;
 }
 
-inline std::vector<uint8_t> read_bytes(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  const std::vector<char> bytes((std::istreambuf_iterator<char>(stream)),
-                                std::istreambuf_iterator<char>());
-  return {bytes.begin(), bytes.end()};
+inline std::vector<uint8_t> read_bytes(const std::filesystem::path& path) {
+  const std::string text = read_text(path);
+  return {text.begin(), text.end()};
 }
 
-inline void write_bytes(const std::string& path, std::string_view bytes) {
-  std::ofstream stream(path, std::ios::binary);
-  stream.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-}
-
-inline void write_bytes(const std::string& path, const std::vector<uint8_t>& bytes) {
-  write_bytes(path, std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+inline void write_bytes(const std::filesystem::path& path, const std::vector<uint8_t>& bytes) {
+  write_text(path, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
 /// All frames of a video, and how the reading ended.
@@ -224,15 +198,4 @@ constexpr bool thread_sanitizer() {
 #define UF_REQUIRE_PNG()                                                    \
   do {                                                                      \
     if (!media_test::has_png()) GTEST_SKIP() << "this build has no libpng"; \
-  } while (false)
-
-#define EXPECT_OK(expression)                                       \
-  do {                                                              \
-    const ::ultraflash::Status uf_expected_ok = (expression);       \
-    EXPECT_TRUE(uf_expected_ok.ok()) << uf_expected_ok.to_string(); \
-  } while (false)
-#define ASSERT_OK(expression)                                       \
-  do {                                                              \
-    const ::ultraflash::Status uf_expected_ok = (expression);       \
-    ASSERT_TRUE(uf_expected_ok.ok()) << uf_expected_ok.to_string(); \
   } while (false)

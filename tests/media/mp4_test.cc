@@ -22,7 +22,6 @@ using media_test::output_of;
 using media_test::read_bytes;
 using media_test::read_video;
 using media_test::ReadVideo;
-using media_test::TempFolder;
 
 SinkOptions mp4(const std::string& path, const std::string& codec = "auto") {
   SinkOptions options;
@@ -210,7 +209,7 @@ TEST(Mp4Test, AnExistingFileIsReplacedOnlyAtTheEnd) {
   UF_REQUIRE_FFMPEG();
   const TempFolder folder;
   const std::string path = folder / "a.mp4";
-  media_test::write_bytes(path, "old");
+  write_text(path, "old");
   auto sink = open_sink(mp4(path), {64, 48, 16, 1});
   ASSERT_OK(sink.status());
   for (int64_t i = 0; i < 60; ++i) ASSERT_OK((*sink)->write(moving_pattern(64, 48, i).view()));
@@ -302,7 +301,7 @@ TEST(Mp4Test, AKilledWriterLeavesAPlayablePart) {
   if (media_test::has_ffprobe()) {
     const std::string count = output_of(
         "ffprobe -v error -count_frames -show_entries stream=nb_read_frames -of csv=p=0 " +
-        (folder / "a.mp4.part"));
+        (folder / "a.mp4.part").string());
     EXPECT_EQ(count, std::to_string(video.frames.size()) + "\n");
   }
 }
@@ -335,11 +334,11 @@ TEST(Mp4Test, AFullDiskLeavesAPlayablePart) {
 TEST(Mp4Test, WhenFinishingFailsThePartStaysAndTheOldFileToo) {
   UF_REQUIRE_FFMPEG();
   const TempFolder folder;
-  media_test::write_bytes(folder / "a.mp4", "old");
+  write_text(folder / "a.mp4", "old");
   std::filesystem::create_directory(folder / "a.mp4.tmp");  // in the way of the finished file
   const Status status = media_test::write_pattern(mp4(folder / "a.mp4"), {96, 64, 16, 1}, 40);
   EXPECT_FALSE(status.ok());
-  EXPECT_NE(status.message().find("all 40 frames are in " + (folder / "a.mp4.part")),
+  EXPECT_NE(status.message().find("all 40 frames are in " + (folder / "a.mp4.part").string()),
             std::string::npos)
       << status.message();
   EXPECT_EQ(read_bytes(folder / "a.mp4").size(), 3U);
@@ -377,7 +376,7 @@ TEST(Mp4Test, WithoutFfmpegTheSentenceSaysWhatToInstall) {
   const Status status = open_sink(mp4(folder / "a.mp4"), {64, 48, 16, 1}).status();
   EXPECT_EQ(status.code(), StatusCode::kUnsupported);
   EXPECT_NE(status.message().find("libavcodec-dev"), std::string::npos);
-  media_test::write_bytes(folder / "a.mp4", "something");
+  write_text(folder / "a.mp4", "something");
   EXPECT_EQ(read_video(folder / "a.mp4").status.code(), StatusCode::kUnsupported);
   EXPECT_EQ(read_metadata(folder / "a.mp4").status().code(), StatusCode::kUnsupported);
 }

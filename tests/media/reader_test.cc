@@ -23,7 +23,6 @@ using media_test::output_of;
 using media_test::read_bytes;
 using media_test::read_video;
 using media_test::ReadVideo;
-using media_test::TempFolder;
 
 bool has_ffmpeg_program() {
   return output_of("ffmpeg -version").find("ffmpeg version") != std::string::npos;
@@ -40,15 +39,15 @@ TEST(ReaderTest, MissingEmptyAndForeignFilesAreTold) {
   const TempFolder folder;
   EXPECT_EQ(read_video("").status.code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(read_video(folder / "no.mp4").status.code(), StatusCode::kNotFound);
-  media_test::write_bytes(folder / "empty.mp4", "");
+  write_text(folder / "empty.mp4", "");
   const Status empty = read_video(folder / "empty.mp4").status;
   EXPECT_EQ(empty.code(), StatusCode::kMalformed);
   EXPECT_NE(empty.message().find("is empty"), std::string::npos);
   UF_REQUIRE_FFMPEG();
-  media_test::write_bytes(folder / "text.mp4", std::string(5000, 'a'));
+  write_text(folder / "text.mp4", std::string(5000, 'a'));
   const Status text = read_video(folder / "text.mp4").status;
   EXPECT_EQ(text.code(), StatusCode::kMalformed);
-  EXPECT_TRUE(text.message().starts_with(folder / "text.mp4")) << text.message();
+  EXPECT_TRUE(text.message().starts_with((folder / "text.mp4").string())) << text.message();
 }
 
 // Formats that refer to other files or to the network must not be opened at all, whatever their
@@ -73,7 +72,7 @@ TEST(ReaderTest, PlaylistsAndReferencesAreNotFollowed) {
       {"picture.mp4", "P6\n2 2\n255\n123456789012"},
   };
   for (const auto& [name, text] : kCases) {
-    media_test::write_bytes(folder / name, text);
+    write_text(folder / name, text);
     const Status status = read_video(folder / name).status;
     EXPECT_EQ(status.code(), StatusCode::kMalformed) << name << ": " << status.to_string();
   }
@@ -307,7 +306,7 @@ TEST(ReaderTest, RotatedVideosStandUpright) {
   for (const int degrees : {90, 180, 270}) {
     const std::string angle = std::to_string(degrees);
     const std::string path = folder / ("r" + angle + ".mp4");
-    output_of("ffmpeg -v error -y -i " + (folder / "small.mp4") +
+    output_of("ffmpeg -v error -y -i " + (folder / "small.mp4").string() +
               " -c copy -metadata:s:v rotate=" + angle + " " + path);
     // ffmpeg turns pictures by itself: the answer to compare with.
     output_of("ffmpeg -v error -y -i " + path + " -frames:v 1 -f rawvideo -pix_fmt rgb24 " + path +
@@ -332,10 +331,10 @@ TEST(ReaderTest, SoundIsIgnored) {
   if (!has_ffmpeg_program()) GTEST_SKIP() << "there is no ffmpeg program to make such a file";
   const TempFolder folder;
   small_mp4(folder);
-  output_of("ffmpeg -v error -y -i " + (folder / "small.mp4") +
-            " -f lavfi -i sine=duration=2 -c:v copy -c:a aac " + (folder / "sound.mp4"));
+  output_of("ffmpeg -v error -y -i " + (folder / "small.mp4").string() +
+            " -f lavfi -i sine=duration=2 -c:v copy -c:a aac " + (folder / "sound.mp4").string());
   EXPECT_EQ(read_video(folder / "sound.mp4").frames.size(), 12U);
-  output_of("ffmpeg -v error -y -f lavfi -i sine=duration=1 " + (folder / "only.m4a"));
+  output_of("ffmpeg -v error -y -f lavfi -i sine=duration=1 " + (folder / "only.m4a").string());
   const Status status = read_video(folder / "only.m4a").status;
   EXPECT_EQ(status.code(), StatusCode::kMalformed);
   EXPECT_NE(status.message().find("no video stream"), std::string::npos) << status.message();

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "core/output_file.h"
 #include "media/frame_sink.h"
 #include "media/media_test_util.h"
-#include "media/output_file.h"
 
 namespace ultraflash {
 namespace {
@@ -20,7 +20,6 @@ namespace {
 using media_test::moving_pattern;
 using media_test::noise;
 using media_test::read_bytes;
-using media_test::TempFolder;
 
 constexpr VideoFormat kSmall{32, 16, 16, 1};
 
@@ -136,7 +135,7 @@ TEST(SinkTest, PathsThatCannotBeWrittenSayWhy) {
     std::filesystem::create_directory(folder / ("d." + ending));
     const Status directory = open_sink(to(folder / ("d." + ending)), kSmall).status();
     EXPECT_EQ(directory.code(), StatusCode::kInvalidArgument) << directory.to_string();
-    media_test::write_bytes(folder / "file", "x");
+    write_text(folder / "file", "x");
     EXPECT_EQ(open_code(to(folder / ("file/a." + ending))), StatusCode::kNotFound);
     EXPECT_EQ(open_code(to(folder / (std::string(300, 'n') + "." + ending))),
               StatusCode::kInvalidArgument);
@@ -275,7 +274,7 @@ TEST(SinkTest, TwoWritersOfOneFileAreKeptApart) {
 
 TEST(SinkTest, AnUnfinishedSinkLeavesThePartAndNotTheName) {
   const TempFolder folder;
-  media_test::write_bytes(folder / "a.y4m", "old");
+  write_text(folder / "a.y4m", "old");
   {
     auto sink = open_sink(to(folder / "a.y4m"), kSmall);
     ASSERT_OK(sink.status());
@@ -287,7 +286,7 @@ TEST(SinkTest, AnUnfinishedSinkLeavesThePartAndNotTheName) {
 
 TEST(SinkTest, LinksAreFollowed) {
   const TempFolder folder;
-  media_test::write_bytes(folder / "real.y4m", "old");
+  write_text(folder / "real.y4m", "old");
   std::filesystem::create_symlink("real.y4m", folder / "link.y4m");
   ASSERT_OK(media_test::write_pattern(to(folder / "link.y4m"), kSmall, 2));
   EXPECT_TRUE(std::filesystem::is_symlink(folder / "link.y4m"));

@@ -14,7 +14,6 @@ using media_test::moving_pattern;
 using media_test::read_bytes;
 using media_test::read_video;
 using media_test::ReadVideo;
-using media_test::TempFolder;
 
 SinkOptions y4m_options(const std::string& path, const std::string& chroma = "") {
   SinkOptions options;
@@ -176,7 +175,7 @@ TEST(Y4mTest, AFrameOnAPipeDoesNotWaitForTheNextOne) {
         for (int64_t i = 0; i < 3; ++i) {
           const auto frame = reader->next();
           if (!frame.ok() || !frame->has_value()) ::_exit(2);
-          media_test::write_bytes(folder / ("seen" + std::to_string(i)), "x");
+          write_text(folder / ("seen" + std::to_string(i)), "x");
         }
         if (!reader->next().ok()) ::_exit(3);
       },

@@ -12,6 +12,7 @@
 
 #include "recipes/random_weights.h"
 #include "stream/tiny_recipe.h"
+#include "support/files.h"
 #include "ultraflash/engine.h"
 
 namespace ultraflash {
@@ -420,33 +421,13 @@ TEST(EngineTest, GrowingCacheRefusesLongStreams) {
   EXPECT_EQ(engine.start(options_for(0)).status().code(), StatusCode::kInvalidArgument);
 }
 
-class TemporaryFolder {
- public:
-  TemporaryFolder()
-      : path_(std::filesystem::temp_directory_path() /
-              ("ultraflash-test-" + std::to_string(::getpid()) + "-" +
-               ::testing::UnitTest::GetInstance()->current_test_info()->name())) {
-    std::filesystem::create_directories(path_);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
 // Copies the shipped tokenizer next to written weights, where a weights folder must have it.
 void copy_tokenizer(const std::filesystem::path& folder) {
-  const char* source = std::getenv("UF_SOURCE_DIR");
-  ASSERT_NE(source, nullptr);
-  std::filesystem::copy_file(std::filesystem::path(source) / "models" / "pocket" / "spiece.model",
-                             folder / "spiece.model");
+  std::filesystem::copy_file(source_path("models/pocket/spiece.model"), folder / "spiece.model");
 }
 
 TEST(EngineTest, WrittenRandomWeightsAreTheRandomWeights) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const Recipe recipe = tiny_recipe();
   RandomWeightsOptions weights;
   weights.seed = 4;
@@ -468,7 +449,7 @@ TEST(EngineTest, WrittenRandomWeightsAreTheRandomWeights) {
 }
 
 TEST(EngineTest, WeightsOfAnotherSizeAreNamed) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   RandomWeightsOptions weights;
   ASSERT_TRUE(make_random_weights(tiny_recipe(), folder.path(), weights, {}).ok());
   copy_tokenizer(folder.path());
@@ -482,19 +463,19 @@ TEST(EngineTest, WeightsOfAnotherSizeAreNamed) {
 }
 
 TEST(EngineTest, TextEmbeddingsCanBeSavedAndRead) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const Engine engine = load();
-  const std::string file = (folder.path() / "text.safetensors").string();
+  const std::string file = (folder / "text.safetensors").string();
   ASSERT_TRUE(engine.save_text_embedding("a red circle moving right", file).ok());
   SessionOptions options = options_for(2);
   const Video encoded = generate(engine, options);
   options.prompt.clear();
   options.text_embedding_file = file;
   EXPECT_EQ(generate(engine, options).bytes, encoded.bytes);
-  options.text_embedding_file = (folder.path() / "missing.safetensors").string();
+  options.text_embedding_file = (folder / "missing.safetensors").string();
   EXPECT_EQ(engine.start(options).status().code(), StatusCode::kNotFound);
-  std::ofstream(folder.path() / "broken.safetensors") << "not a tensor file";
-  options.text_embedding_file = (folder.path() / "broken.safetensors").string();
+  std::ofstream(folder / "broken.safetensors") << "not a tensor file";
+  options.text_embedding_file = (folder / "broken.safetensors").string();
   EXPECT_EQ(engine.start(options).status().code(), StatusCode::kMalformed);
 }
 

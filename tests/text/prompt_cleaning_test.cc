@@ -9,10 +9,11 @@
 #include <string_view>
 #include <vector>
 
+#include "core/utf8.h"
+#include "text/code_points.h"
 #include "text/html_entities.h"
 #include "text/mojibake.h"
 #include "text/support.h"
-#include "text/utf8.h"
 
 namespace ultraflash {
 namespace {
@@ -28,7 +29,7 @@ std::string cleaned(std::string_view prompt) {
 // Recorded by record_fixtures.py from ftfy and Python's html module.
 TEST(PromptCleaningTest, AgreesWithTheReference) {
   const nlohmann::json fixture =
-      nlohmann::json::parse(read_whole_file(source_path("tests/text/prompt_cleaning.json")));
+      nlohmann::json::parse(read_text(source_path("tests/text/prompt_cleaning.json")));
   ASSERT_GT(fixture["cases"].size(), 700U);
   int failures = 0;
   for (const auto& row : fixture["cases"]) {

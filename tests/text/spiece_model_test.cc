@@ -18,12 +18,12 @@ namespace {
 using ::testing::HasSubstr;
 
 Status parse_status(const std::string& bytes) {
-  return parse_spiece_model(as_bytes(bytes), "test.model").status();
+  return parse_spiece_model(as_byte_span(bytes), "test.model").status();
 }
 
 TEST(SpieceModelTest, ReadsPiecesAndIds) {
   const std::string bytes = model_with({piece_message("\u2581cat", -2.5F), piece_message("s", -1)});
-  const Result<SpieceModel> model = parse_spiece_model(as_bytes(bytes), "test.model");
+  const Result<SpieceModel> model = parse_spiece_model(as_byte_span(bytes), "test.model");
   ASSERT_TRUE(model.ok()) << model.status().to_string();
   ASSERT_EQ(model->pieces.size(), 6U);
   EXPECT_EQ(model->pieces[4].text, "\u2581cat");
@@ -129,17 +129,17 @@ TEST(SpieceModelTest, SettingsThatTheFileLacksAreNotHeldAgainstIt) {
   MessageWriter model;
   model.bytes(1, piece_message("<unk>", 0, 2)).bytes(1, piece_message("</s>", 0, 3));
   model.bytes(1, piece_message("<pad>", 0, 3));
-  const Result<SpieceModel> parsed = parse_spiece_model(as_bytes(model.str()), "test.model");
+  const Result<SpieceModel> parsed = parse_spiece_model(as_byte_span(model.str()), "test.model");
   ASSERT_TRUE(parsed.ok()) << parsed.status().to_string();
   EXPECT_EQ(parsed->pad_id, 2);
   EXPECT_EQ(parsed->unknown_id, 0);
 }
 
 TEST(SpieceModelTest, EveryPrefixOfTheShippedModelIsRefusedOrRead) {
-  const std::string bytes = read_whole_file(source_path("models/pocket/spiece.model"));
+  const std::string bytes = read_text(source_path("models/pocket/spiece.model"));
   ASSERT_GT(bytes.size(), 1000U);
   for (size_t size = 0; size < bytes.size(); size += 7) {
-    static_cast<void>(Tokenizer::from_bytes(as_bytes(bytes.substr(0, size))).ok());
+    static_cast<void>(Tokenizer::from_bytes(as_byte_span(bytes.substr(0, size))).ok());
   }
 }
 
@@ -163,7 +163,7 @@ TEST(CharacterMapTest, RefusesSizesThatDoNotAddUp) {
         character_map({0}, std::string("\xff") + std::string(nul))}) {
     EXPECT_EQ(CharacterMap::parse(bytes, "test.model").status().code(), StatusCode::kMalformed);
     const std::string model = model_with({}, {}, MessageWriter().bytes(2, bytes).str());
-    EXPECT_EQ(Tokenizer::from_bytes(as_bytes(model)).status().code(), StatusCode::kMalformed);
+    EXPECT_EQ(Tokenizer::from_bytes(as_byte_span(model)).status().code(), StatusCode::kMalformed);
   }
   EXPECT_TRUE(CharacterMap::parse("", "test.model").ok());
 }

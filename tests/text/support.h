@@ -1,33 +1,16 @@
-// What the tests of src/text share: files of the repository, and SentencePiece models made in
-// memory.
+// What the tests of src/text share: SentencePiece models made in memory.
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "core/bytes.h"
+#include "support/files.h"
+
 namespace ultraflash {
-
-/// `name` relative to the root of the repository.
-inline std::filesystem::path source_path(std::string_view name) {
-  const char* root = std::getenv("UF_SOURCE_DIR");
-  return std::filesystem::path(root == nullptr ? "." : root) / name;
-}
-
-inline std::string read_whole_file(const std::filesystem::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-}
-
-inline std::span<const std::byte> as_bytes(std::string_view text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
 
 /// Writes protocol buffer fields.
 class MessageWriter {

@@ -36,8 +36,8 @@ TEST_F(BinderTest, BindsByNameAndShape) {
   EXPECT_EQ(block.parameter("ffn.weight", {2, 3}, kInit).data<float>()[5], 6.0F);
   EXPECT_EQ(all.parameter("head.bias", {1}, kInit).data<float>()[0], 7.0F);
   EXPECT_FALSE(all.optional_parameter("head.extra", {1}, kInit).defined());
-  UF_ASSERT_OK(all.finish());
-  UF_ASSERT_OK(block.finish());
+  ASSERT_OK(all.finish());
+  ASSERT_OK(block.finish());
   ASSERT_EQ(all.specs().size(), 3U);
   EXPECT_EQ(all.specs()[0].name, "blocks.0.ffn.weight");
   EXPECT_TRUE(all.specs()[2].optional);
@@ -84,7 +84,7 @@ TEST_F(BinderTest, UnexpectedTensorsCanBeAllowedByPrefix) {
   binder.ignore_unused("encoder.");
   expect_failure(binder.finish(), StatusCode::kMalformed, {"1 unexpected (_cls_pred_branch.0)"});
   binder.ignore_unused("_cls_pred_branch.");
-  UF_ASSERT_OK(binder.finish());
+  ASSERT_OK(binder.finish());
 }
 
 TEST_F(BinderTest, OptionalOfAnotherShapeIsAnError) {
@@ -103,7 +103,7 @@ TEST_F(BinderTest, BindingTwiceIsOurMistake) {
 
 TEST(BinderOverFixtureTest, UnusableTypesAreUnsupported) {
   const auto checkpoint = Checkpoint::open(fixture("dtypes.pt"));
-  UF_ASSERT_OK(checkpoint.status());
+  ASSERT_OK(checkpoint.status());
   CheckpointSource source(*checkpoint);
   Binder binder(source, "dtypes.pt");
   static_cast<void>(binder.parameter("f8_e5m2", {3}, kInit));
@@ -115,7 +115,7 @@ TEST(SpecSourceTest, ListsParametersWithoutData) {
   Binder binder(source, "specs");
   EXPECT_FALSE(binder.parameter("a", {2, 3}, ParameterInit::ones()).defined());
   EXPECT_FALSE(binder.scoped("b.").optional_parameter("c", {4}, kInit).defined());
-  UF_ASSERT_OK(binder.finish());
+  ASSERT_OK(binder.finish());
   ASSERT_EQ(binder.specs().size(), 2U);
   EXPECT_EQ(binder.specs()[0].init.value, 1.0F);
   EXPECT_EQ(binder.specs()[1].name, "b.c");
@@ -127,7 +127,7 @@ TEST(RandomSourceTest, ElementsAreThoseOfTheStream) {
   const ParameterSpec spec{"blocks.0.weight", shape, ParameterInit::normal(0.5F), false};
   RandomSource source(42);
   const auto tensor = source.find(spec);
-  UF_ASSERT_OK(tensor.status());
+  ASSERT_OK(tensor.status());
   std::vector<float> expected(static_cast<size_t>(shape.numel()));
   fill_normal(make_random_stream(42, RandomPurpose::kWeights, hash_name(spec.name)), 0, expected);
   for (float& x : expected) x *= 0.5F;
@@ -159,7 +159,7 @@ TEST(RandomSourceTest, OtherDistributions) {
 
 TEST(CastSourceTest, CastsFloatingTypesOnly) {
   const auto checkpoint = Checkpoint::open(fixture("dtypes.pt"));
-  UF_ASSERT_OK(checkpoint.status());
+  ASSERT_OK(checkpoint.status());
   CheckpointSource base(*checkpoint);
   CastSource cast(base, DType::kBF16);
   EXPECT_EQ(cast.find({"f32", {3}, kInit, false})->dtype(), DType::kBF16);

@@ -21,13 +21,13 @@ NamedTensor one(std::string name) { return {std::move(name), Tensor::zeros(DType
 
 TEST(CheckpointTest, PrefersTheAveragedGenerator) {
   const auto checkpoint = Checkpoint::open(fixture("training.pt"));
-  UF_ASSERT_OK(checkpoint.status());
+  ASSERT_OK(checkpoint.status());
   EXPECT_EQ(checkpoint->format(), CheckpointFormat::kTorchArchive);
   EXPECT_EQ(checkpoint->wrapper(), "generator_ema");
   EXPECT_EQ(checkpoint->wrappers(), (Names{"generator", "generator_ema", "critic", "optimizer"}));
   EXPECT_EQ(names(*checkpoint), (Names{"blocks.0.q.weight", "blocks.0.q.bias"}));
   const auto weight = checkpoint->tensor("blocks.0.q.weight");
-  UF_ASSERT_OK(weight.status());
+  ASSERT_OK(weight.status());
   EXPECT_EQ(weight->data<float>()[0], 100.0F);
   expect_failure(checkpoint->tensor("nothing").status(), StatusCode::kNotFound,
                  {"training.pt", "nothing"});
@@ -47,32 +47,32 @@ TEST(CheckpointTest, OtherKeysOnRequest) {
 TEST(CheckpointTest, FallsBackAlongTheOrder) {
   const TempFolder folder;
   for (const char* key : {"generator_ema", "generator", "generator_lora", "model", "state_dict"}) {
-    UF_ASSERT_OK(save_torch_archive(folder / "x.pt", {one("a")}, key));
+    ASSERT_OK(save_torch_archive(folder / "x.pt", {one("a")}, key));
     EXPECT_EQ(Checkpoint::open(folder / "x.pt")->wrapper(), key);
     EXPECT_EQ(names(*Checkpoint::open(folder / "x.pt")), Names{"a"});
   }
-  UF_ASSERT_OK(save_torch_archive(folder / "x.pt", {one("a")}));
+  ASSERT_OK(save_torch_archive(folder / "x.pt", {one("a")}));
   EXPECT_EQ(Checkpoint::open(folder / "x.pt")->wrapper(), "");
-  UF_ASSERT_OK(save_torch_archive(folder / "x.pt", {one("a")}, "params"));
+  ASSERT_OK(save_torch_archive(folder / "x.pt", {one("a")}, "params"));
   EXPECT_EQ(names(*Checkpoint::open(folder / "x.pt")), Names{"params.a"});
 }
 
 TEST(CheckpointTest, NeverTakesTheCriticUnasked) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_torch_archive(folder / "x.pt", {one("a")}, "critic"));
+  ASSERT_OK(save_torch_archive(folder / "x.pt", {one("a")}, "critic"));
   expect_failure(Checkpoint::open(folder / "x.pt").status(), StatusCode::kInvalidArgument,
                  {"x.pt", "critic"});
 }
 
 TEST(CheckpointTest, CleansNamesUnlessTold) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(folder / "x", {one("model._orig_mod.a"), one("model.b")}));
+  ASSERT_OK(save_safetensors(folder / "x", {one("model._orig_mod.a"), one("model.b")}));
   EXPECT_EQ(names(*Checkpoint::open(folder / "x")), (Names{"a", "b"}));
   CheckpointOptions options;
   options.clean_names = false;
   EXPECT_EQ(names(*Checkpoint::open(folder / "x", options)),
             (Names{"model._orig_mod.a", "model.b"}));
-  UF_ASSERT_OK(save_safetensors(folder / "x", {one("model._orig_mod.a"), one("model.a")}));
+  ASSERT_OK(save_safetensors(folder / "x", {one("model._orig_mod.a"), one("model.a")}));
   expect_failure(Checkpoint::open(folder / "x").status(), StatusCode::kMalformed,
                  {"/x", "two tensors are named a"});
 }
@@ -80,9 +80,9 @@ TEST(CheckpointTest, CleansNamesUnlessTold) {
 TEST(CheckpointTest, PrefixSelectsAndIsRemoved) {
   CheckpointOptions options;
   options.prefix = "in.base.";
-  const auto path = source_folder() / "tests/golden/lora_merge.safetensors";
+  const auto path = source_path("") / "tests/golden/lora_merge.safetensors";
   const auto golden = Checkpoint::open(path, options);
-  UF_ASSERT_OK(golden.status());
+  ASSERT_OK(golden.status());
   EXPECT_EQ(golden->entries().size(), 10U);
   EXPECT_NE(golden->find("blocks.0.ffn.2.weight"), nullptr);
   EXPECT_EQ(golden->metadata().at("module"), "lora_merge");
@@ -93,8 +93,8 @@ TEST(CheckpointTest, PrefixSelectsAndIsRemoved) {
 
 TEST(CheckpointTest, ContentDecidesNotTheName) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(folder / "wrong.pt", {one("a")}));
-  UF_ASSERT_OK(save_torch_archive(folder / "wrong.safetensors", {one("b")}));
+  ASSERT_OK(save_safetensors(folder / "wrong.pt", {one("a")}));
+  ASSERT_OK(save_torch_archive(folder / "wrong.safetensors", {one("b")}));
   EXPECT_EQ(Checkpoint::open(folder / "wrong.pt")->format(), CheckpointFormat::kSafetensors);
   EXPECT_EQ(Checkpoint::open(folder / "wrong.safetensors")->format(),
             CheckpointFormat::kTorchArchive);
@@ -104,17 +104,17 @@ TEST(CheckpointTest, FolderStandsForItsOneModel) {
   const TempFolder folder;
   expect_failure(Checkpoint::open(folder.path()).status(), StatusCode::kNotFound,
                  {folder.path().string(), "holds no"});
-  UF_ASSERT_OK(save_torch_archive(folder / "a.pth", {one("archive")}));
+  ASSERT_OK(save_torch_archive(folder / "a.pth", {one("archive")}));
   write_text(folder / "config.json", "{}");
   EXPECT_EQ(names(*Checkpoint::open(folder.path())), Names{"archive"});
-  UF_ASSERT_OK(save_torch_archive(folder / "b.pt", {one("archive")}));
+  ASSERT_OK(save_torch_archive(folder / "b.pt", {one("archive")}));
   expect_failure(Checkpoint::open(folder.path()).status(), StatusCode::kInvalidArgument,
                  {"2 checkpoints", "a.pth", "b.pt"});
-  UF_ASSERT_OK(save_safetensors(folder / "m.safetensors", {one("single")}));
+  ASSERT_OK(save_safetensors(folder / "m.safetensors", {one("single")}));
   EXPECT_EQ(names(*Checkpoint::open(folder.path())), Names{"single"});
-  UF_ASSERT_OK(save_sharded_safetensors(folder / "s.safetensors", {one("x"), one("y")}, {}, 4));
+  ASSERT_OK(save_sharded_safetensors(folder / "s.safetensors", {one("x"), one("y")}, {}, 4));
   const auto sharded = Checkpoint::open(folder.path());
-  UF_ASSERT_OK(sharded.status());
+  ASSERT_OK(sharded.status());
   EXPECT_EQ(sharded->format(), CheckpointFormat::kShardedSafetensors);
   EXPECT_EQ(names(*sharded), (Names{"x", "y"}));
   EXPECT_EQ(sharded->files().size(), 3U);
@@ -143,7 +143,7 @@ TEST(CheckpointTest, TensorsOutliveTheCheckpoint) {
   Tensor tensor;
   {
     const auto checkpoint = Checkpoint::open(fixture("views.pt"));
-    UF_ASSERT_OK(checkpoint.status());
+    ASSERT_OK(checkpoint.status());
     tensor = *checkpoint->tensor("whole");
   }
   EXPECT_EQ(tensor.data<float>()[23], 23.0F);
@@ -152,7 +152,7 @@ TEST(CheckpointTest, TensorsOutliveTheCheckpoint) {
 
 TEST(InspectTest, DescribesAllOfAnArchive) {
   const auto description = describe_checkpoint(fixture("training.pt"));
-  UF_ASSERT_OK(description.status());
+  ASSERT_OK(description.status());
   EXPECT_EQ(description->format, CheckpointFormat::kTorchArchive);
   EXPECT_EQ(description->totals.tensors, 7);
   EXPECT_EQ(description->totals.parameters, 26);
@@ -169,7 +169,7 @@ TEST(InspectTest, DescribesAllOfAnArchive) {
 
 TEST(InspectTest, ListsWhatCannotBeUsed) {
   const auto description = describe_checkpoint(fixture("dtypes.pt"));
-  UF_ASSERT_OK(description.status());
+  ASSERT_OK(description.status());
   EXPECT_EQ(description->by_type.at("c64").size_bytes, 24);
   int64_t usable = 0;
   for (const TensorDescription& entry : description->entries) usable += entry.usable ? 1 : 0;
@@ -178,10 +178,10 @@ TEST(InspectTest, ListsWhatCannotBeUsed) {
 
 TEST(InspectTest, DescribesShards) {
   const TempFolder folder;
-  UF_ASSERT_OK(
+  ASSERT_OK(
       save_sharded_safetensors(folder / "s.safetensors", {one("x"), one("y")}, {{"k", "v"}}, 4));
   const auto description = describe_checkpoint(folder.path());
-  UF_ASSERT_OK(description.status());
+  ASSERT_OK(description.status());
   EXPECT_EQ(description->files.size(), 3U);
   EXPECT_EQ(description->metadata.at("k"), "v");
   EXPECT_EQ(description->totals.size_bytes, 8);

@@ -17,15 +17,15 @@ std::vector<NamedTensor> model() {
 
 TEST(ConvertTest, BetweenFormatsNothingChanges) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_torch_archive(folder / "a.pt", model(), "generator_ema"));
-  UF_ASSERT_OK(convert_checkpoint(folder / "a.pt", folder / "b.safetensors", {}));
+  ASSERT_OK(save_torch_archive(folder / "a.pt", model(), "generator_ema"));
+  ASSERT_OK(convert_checkpoint(folder / "a.pt", folder / "b.safetensors", {}));
   ConvertOptions wrapped;
   wrapped.output_wrapper = "generator";
-  UF_ASSERT_OK(convert_checkpoint(folder / "b.safetensors", folder / "c.pth", wrapped));
+  ASSERT_OK(convert_checkpoint(folder / "b.safetensors", folder / "c.pth", wrapped));
   EXPECT_EQ(Checkpoint::open(folder / "c.pth")->wrapper(), "generator");
   for (const char* name : {"b.safetensors", "c.pth"}) {
     const auto checkpoint = Checkpoint::open(folder / name);
-    UF_ASSERT_OK(checkpoint.status());
+    ASSERT_OK(checkpoint.status());
     EXPECT_EQ(checkpoint->entries().size(), 3U);
     for (const NamedTensor& named : model()) {
       EXPECT_TRUE(same_bits(*checkpoint->tensor(named.name), named.tensor)) << named.name;
@@ -35,13 +35,13 @@ TEST(ConvertTest, BetweenFormatsNothingChanges) {
 
 TEST(ConvertTest, CastsFloatingTensors) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model(), {{"module", "x"}}));
+  ASSERT_OK(save_safetensors(folder / "a.safetensors", model(), {{"module", "x"}}));
   for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF8E4M3, DType::kF32}) {
     ConvertOptions options;
     options.dtype = dtype;
-    UF_ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "b.safetensors", options));
+    ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "b.safetensors", options));
     const auto out = Checkpoint::open(folder / "b.safetensors");
-    UF_ASSERT_OK(out.status());
+    ASSERT_OK(out.status());
     EXPECT_EQ(out->metadata().at("module"), "x");
     EXPECT_EQ(out->tensor("steps")->dtype(), DType::kI64);
     EXPECT_TRUE(same_bits(*out->tensor("blocks.0.q.weight"), model()[0].tensor.to(dtype)));
@@ -50,12 +50,12 @@ TEST(ConvertTest, CastsFloatingTensors) {
 
 TEST(ConvertTest, CutsIntoShards) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
   ConvertOptions options;
   options.max_shard_bytes = 24;
-  UF_ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "out.safetensors", options));
+  ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "out.safetensors", options));
   const auto out = Checkpoint::open(folder / "out.safetensors.index.json");
-  UF_ASSERT_OK(out.status());
+  ASSERT_OK(out.status());
   EXPECT_EQ(out->files().size(), 4U);
   for (const NamedTensor& named : model()) {
     EXPECT_TRUE(same_bits(*out->tensor(named.name), named.tensor));
@@ -71,10 +71,10 @@ TEST(ConvertTest, MergesAdapters) {
   ConvertOptions options;
   options.input.prefix = "in.base.";
   options.adapters = {{fixture("peft_lora.pt"), 0.5, 6.0}};
-  const auto golden = source_folder() / "tests/golden/lora_merge.safetensors";
-  UF_ASSERT_OK(convert_checkpoint(golden, folder / "merged.safetensors", options));
+  const auto golden = source_path("") / "tests/golden/lora_merge.safetensors";
+  ASSERT_OK(convert_checkpoint(golden, folder / "merged.safetensors", options));
   const auto out = Checkpoint::open(folder / "merged.safetensors");
-  UF_ASSERT_OK(out.status());
+  ASSERT_OK(out.status());
   CheckpointOptions base_options;
   base_options.prefix = "in.base.";
   const auto base = Checkpoint::open(golden, base_options);
@@ -91,7 +91,7 @@ TEST(ConvertTest, MergesAdapters) {
 
 TEST(ConvertTest, AdapterOfAnotherModelStopsBeforeWriting) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
   ConvertOptions options;
   options.adapters = {{fixture("peft_lora.pt"), 1.0, std::nullopt}};
   expect_failure(convert_checkpoint(folder / "a.safetensors", folder / "b.safetensors", options),
@@ -102,21 +102,21 @@ TEST(ConvertTest, AdapterOfAnotherModelStopsBeforeWriting) {
 TEST(ConvertTest, RefusesToOverwriteAnAdapterFoundInAFolder) {
   const TempFolder folder;
   std::filesystem::create_directory(folder / "adapter");
-  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
   const auto inside = folder / "adapter" / "adapter_model.safetensors";
-  UF_ASSERT_OK(
+  ASSERT_OK(
       save_safetensors(inside, {{"blocks.0.q.lora_A.weight", Tensor::zeros(DType::kF32, {1, 3})},
                                 {"blocks.0.q.lora_B.weight", Tensor::zeros(DType::kF32, {2, 1})}}));
   ConvertOptions options;
   options.adapters = {{folder / "adapter", 1.0, std::nullopt}};
   expect_failure(convert_checkpoint(folder / "a.safetensors", inside, options),
                  StatusCode::kInvalidArgument, {"adapter_model.safetensors", "is an input"});
-  UF_ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "b.safetensors", options));
+  ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "b.safetensors", options));
 }
 
 TEST(ConvertTest, RefusesWhatCannotWork) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
   const auto refused = [&](const char* output, const ConvertOptions& options, StatusCode code,
                            const char* cause) {
     expect_failure(convert_checkpoint(folder / "a.safetensors", folder / output, options), code,
@@ -145,14 +145,14 @@ TEST(ConvertTest, RefusesWhatCannotWork) {
 
 TEST(ConvertTest, ReportsProgressAndStops) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
   std::vector<int64_t> seen;
-  UF_ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "b.pt", {},
-                                  [&](const Progress& progress) {
-                                    seen.push_back(progress.done);
-                                    EXPECT_EQ(progress.total, 56);
-                                    return true;
-                                  }));
+  ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "b.pt", {},
+                               [&](const Progress& progress) {
+                                 seen.push_back(progress.done);
+                                 EXPECT_EQ(progress.total, 56);
+                                 return true;
+                               }));
   EXPECT_EQ(seen.front(), 0);
   EXPECT_EQ(seen.back(), 56);
   int calls = 0;

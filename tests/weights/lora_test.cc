@@ -25,7 +25,7 @@ double relative_error(const std::vector<float>& a, const std::vector<float>& b) 
 Checkpoint golden(const char* prefix) {
   CheckpointOptions options;
   options.prefix = prefix;
-  return *Checkpoint::open(source_folder() / "tests/golden/lora_merge.safetensors", options);
+  return *Checkpoint::open(source_path("") / "tests/golden/lora_merge.safetensors", options);
 }
 
 LoraOptions golden_alpha() {
@@ -38,7 +38,7 @@ TEST(LoraTest, MergedWeightsMatchTheReference) {
   const Checkpoint expected = golden("out.merged.");
   CheckpointSource base(golden("in.base."));
   auto adapter = LoraAdapter::from_checkpoint(golden("in.adapter."), golden_alpha());
-  UF_ASSERT_OK(adapter.status());
+  ASSERT_OK(adapter.status());
   EXPECT_EQ(adapter->layers().size(), 10U);
   LoraSource merged(base, *std::move(adapter));
   Binder binder(merged, "golden");
@@ -48,7 +48,7 @@ TEST(LoraTest, MergedWeightsMatchTheReference) {
     // Both sum 4 products in f32, in another order at most.
     EXPECT_LT(relative_error(floats(weight), floats(*entry.load())), 2e-7) << entry.name;
   }
-  UF_ASSERT_OK(binder.finish());
+  ASSERT_OK(binder.finish());
 }
 
 TEST(LoraTest, MergedLayerActsAsTheUnmergedAdapter) {
@@ -56,12 +56,12 @@ TEST(LoraTest, MergedLayerActsAsTheUnmergedAdapter) {
   const Checkpoint y = golden("out.y.");
   CheckpointSource base(golden("in.base."));
   auto adapter = LoraAdapter::from_checkpoint(golden("in.adapter."), golden_alpha());
-  UF_ASSERT_OK(adapter.status());
+  ASSERT_OK(adapter.status());
   LoraSource merged(base, *std::move(adapter));
   for (const TensorEntry& entry : x.entries()) {
     const Tensor in = *entry.load();
     const auto weight = merged.find({entry.name + ".weight", {}, {}, false});
-    UF_ASSERT_OK(weight.status());
+    ASSERT_OK(weight.status());
     const int64_t inputs = in.dim(1);
     const int64_t outputs = weight->dim(0);
     std::vector<float> out;
@@ -81,7 +81,7 @@ TEST(LoraTest, MergedLayerActsAsTheUnmergedAdapter) {
 
 TEST(LoraTest, ReadsPeftFilesUnderTheirKey) {
   const auto adapter = LoraAdapter::open(fixture("peft_lora.pt"));
-  UF_ASSERT_OK(adapter.status());
+  ASSERT_OK(adapter.status());
   ASSERT_EQ(adapter->layers().size(), 4U);
   const LoraLayer* layer = adapter->find("blocks.0.self_attn.q");
   ASSERT_NE(layer, nullptr);
@@ -120,7 +120,7 @@ TEST_F(LoraNamesTest, OtherSpellings) {
   };
   for (const auto& [a, b] : spellings) {
     const auto adapter = open({matrix(a, 2, 8), matrix(b, 4, 2)});
-    UF_ASSERT_OK(adapter.status());
+    ASSERT_OK(adapter.status());
     ASSERT_NE(adapter->find("blocks.0.q"), nullptr) << a;
     EXPECT_EQ(adapter->find("blocks.0.q")->rank(), 2);
   }
@@ -176,7 +176,7 @@ TEST(LoraSourceTest, SizesThatDoNotFitAreNamed) {
 TEST(LoraSourceTest, LayersThatMatchNothingAreReported) {
   CheckpointSource base(golden("in.base."));
   auto adapter = LoraAdapter::from_checkpoint(golden("in.adapter."));
-  UF_ASSERT_OK(adapter.status());
+  ASSERT_OK(adapter.status());
   LoraSource source(base, *std::move(adapter));
   Binder binder(source, "base");
   const Checkpoint weights = golden("in.base.");
@@ -202,7 +202,7 @@ TEST(LoraSourceTest, MergeFollowsTheFormula) {
       const Tensor weight = normal("w", shape).to(dtype);
       const LoraLayer layer{"q", normal("a", {rank, shape[1]}), normal("b", {shape[0], rank}), 6.0};
       const auto merged = merge_lora(weight, layer, 0.5);
-      UF_ASSERT_OK(merged.status());
+      ASSERT_OK(merged.status());
       EXPECT_EQ(merged->dtype(), dtype);
       const std::vector<float> base = floats(weight);
       std::vector<float> expected;

@@ -151,8 +151,8 @@ TEST(SafetensorsHostileTest, EachIsRefusedWithItsCause) {
 
 TEST(SafetensorsHostileTest, EveryTruncationIsRefused) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(folder / "x", {{"a", random_tensor(DType::kF32, {3}, 1)},
-                                               {"b", random_tensor(DType::kU8, {5}, 2)}}));
+  ASSERT_OK(save_safetensors(folder / "x", {{"a", random_tensor(DType::kF32, {3}, 1)},
+                                            {"b", random_tensor(DType::kU8, {5}, 2)}}));
   const std::string whole = read_text(folder / "x");
   for (size_t length = 0; length < whole.size(); ++length) {
     const auto contents = parse_safetensors(as_byte_span(whole).first(length), "cut");
@@ -168,7 +168,7 @@ struct HostileIndex {
 
 TEST(SafetensorsHostileTest, EachIndexIsRefusedWithItsCause) {
   const TempFolder folder;
-  UF_ASSERT_OK(save_safetensors(
+  ASSERT_OK(save_safetensors(
       folder / "s.safetensors",
       {{"a", random_tensor(DType::kF32, {3}, 1)}, {"b", random_tensor(DType::kF32, {3}, 2)}}));
   const HostileIndex table[] = {

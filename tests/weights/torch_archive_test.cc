@@ -24,7 +24,7 @@ const TensorGroup& group(const TorchContents& contents, std::string_view key) {
 
 TEST(TorchArchiveTest, ReadsATrainingCheckpoint) {
   const auto contents = read_torch_archive(fixture("training.pt"));
-  UF_ASSERT_OK(contents.status());
+  ASSERT_OK(contents.status());
   std::vector<std::string> keys;
   for (const TensorGroup& g : contents->groups) keys.push_back(g.key);
   EXPECT_EQ(keys, (std::vector<std::string>{"generator", "generator_ema", "critic", "optimizer"}));
@@ -42,7 +42,7 @@ TEST(TorchArchiveTest, ReadsATrainingCheckpoint) {
 
 TEST(TorchArchiveTest, KeepsWhatIsNoTensor) {
   const auto contents = read_torch_archive(fixture("training.pt"));
-  UF_ASSERT_OK(contents.status());
+  ASSERT_OK(contents.status());
   std::map<std::string, std::string> extras;
   for (const CheckpointExtra& extra : contents->extras) {
     extras[extra.name] = extra.kind + " " + extra.text;
@@ -68,7 +68,7 @@ TEST(TorchArchiveTest, KeepsWhatIsNoTensor) {
 
 TEST(TorchArchiveTest, ReadsEveryElementType) {
   const auto contents = read_torch_archive(fixture("dtypes.pt"));
-  UF_ASSERT_OK(contents.status());
+  ASSERT_OK(contents.status());
   ASSERT_EQ(contents->groups.size(), 1U);
   std::vector<std::string> unusable;
   for (const TensorEntry& entry : contents->groups[0].tensors) {
@@ -88,7 +88,7 @@ TEST(TorchArchiveTest, ReadsEveryElementType) {
 
 TEST(TorchArchiveTest, ReadsViewsParametersAndBuffers) {
   const auto contents = read_torch_archive(fixture("views.pt"));
-  UF_ASSERT_OK(contents.status());
+  ASSERT_OK(contents.status());
   const auto& tensors = group(*contents, "").tensors;
   const Tensor whole = load_named(tensors, "whole");
   EXPECT_EQ(whole.shape(), (Shape{4, 6}));
@@ -111,7 +111,7 @@ TEST(TorchArchiveTest, ReadsViewsParametersAndBuffers) {
 
 TEST(TorchArchiveTest, ReadsStateDictsWithAttributes) {
   const auto contents = read_torch_archive(fixture("module.pth"));
-  UF_ASSERT_OK(contents.status());
+  ASSERT_OK(contents.status());
   const auto& tensors = group(*contents, "").tensors;
   EXPECT_EQ(tensors.size(), 7U);
   EXPECT_EQ(load_named(tensors, "0.weight").shape(), (Shape{2, 1, 1, 1}));
@@ -120,7 +120,7 @@ TEST(TorchArchiveTest, ReadsStateDictsWithAttributes) {
 
 TEST(TorchArchiveTest, ReadsABareTensor) {
   const auto contents = read_torch_archive(fixture("bare_tensor.pt"));
-  UF_ASSERT_OK(contents.status());
+  ASSERT_OK(contents.status());
   EXPECT_EQ(floats(load_named(group(*contents, "").tensors, "tensor")),
             (std::vector<float>{0, 1, 2, 3}));
 }
@@ -130,7 +130,7 @@ TEST(TorchArchiveTest, MisalignedStoragesAreCopied) {
   for (size_t shift = 0; shift < 4; ++shift) {
     const std::string shifted = std::string(shift, 'x') + file;
     const auto contents = parse_torch_archive(as_byte_span(shifted).subspan(shift), "mem");
-    UF_ASSERT_OK(contents.status());
+    ASSERT_OK(contents.status());
     const auto& tensors = group(*contents, "").tensors;
     EXPECT_EQ(floats(load_named(tensors, "row")), (std::vector<float>{6, 7, 8, 9, 10, 11}));
     EXPECT_EQ(floats(load_named(tensors, "every_second")), (std::vector<float>{0, 3, 12, 15}));
@@ -185,7 +185,7 @@ TEST(ZipTest, SixtyFourBitFormHoldsTheSame) {
     write_archive(folder / "x.zip", files, from);
     const std::string bytes = read_text(folder / "x.zip");
     const auto archive = ZipArchive::parse(as_byte_span(bytes), "x.zip");
-    UF_ASSERT_OK(archive.status());
+    ASSERT_OK(archive.status());
     ASSERT_EQ(archive->entries().size(), files.size());
     for (const auto& [name, data] : files) {
       ASSERT_NE(archive->find(name), nullptr);
@@ -203,7 +203,7 @@ TEST(ZipTest, ManyEntries) {
   write_archive(folder / "x.zip", files);
   const std::string bytes = read_text(folder / "x.zip");
   const auto archive = ZipArchive::parse(as_byte_span(bytes), "x.zip");
-  UF_ASSERT_OK(archive.status());
+  ASSERT_OK(archive.status());
   EXPECT_EQ(archive->entries().size(), files.size());
 }
 

@@ -243,7 +243,7 @@ struct HostileZip {
 TEST(TorchHostileTest, EachArchiveIsRefusedWithItsCause) {
   const std::string good =
       archive_bytes(archive_files(whole(dict({text("a"), tensor(floats4(), 0, {4}, {1})}))));
-  UF_ASSERT_OK(parse_torch_archive(as_byte_span(good), "good").status());
+  ASSERT_OK(parse_torch_archive(as_byte_span(good), "good").status());
   const auto bad = StatusCode::kMalformed;
   const HostileZip table[] = {
       {"no_end", [](std::string& b) { b.resize(b.size() - 1); }, bad, "truncated"},
@@ -321,7 +321,7 @@ TEST(TorchHostileTest, DamagedSixtyFourBitFormIsRefused) {
   const TempFolder folder;
   write_archive(folder / "x", archive_files(whole("}")), /*zip64_from=*/0);
   const std::string good = read_text(folder / "x");
-  UF_ASSERT_OK(parse_torch_archive(as_byte_span(good), "good").status());
+  ASSERT_OK(parse_torch_archive(as_byte_span(good), "good").status());
   constexpr std::string_view kEnd64("PK\x06\x06", 4);
   constexpr std::string_view kLocator("PK\x06\x07", 4);
   const auto refused = [&](size_t offset, uint64_t value, int count, StatusCode code,

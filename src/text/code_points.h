@@ -1,4 +1,4 @@
-// UTF-8: the only encoding of text inside the library. Text from outside is checked once, here.
+// Code points of text: between UTF-8 (core/utf8.h) and UTF-32, and what kind of character one is.
 #pragma once
 
 #include <cstddef>
@@ -11,11 +11,6 @@ namespace ultraflash {
 
 /// The largest Unicode code point.
 inline constexpr char32_t kLastCodePoint = 0x10ffff;
-
-/// Ok, or kInvalidArgument naming `what`, the offset of the first byte that does not continue valid
-/// UTF-8, and why: a stray or missing continuation byte, an overlong form, a surrogate, or a code
-/// point past U+10FFFF.
-Status validate_utf8(std::string_view text, std::string_view what = "text");
 
 /// The code point at byte `offset` of text that validate_utf8() accepted; moves `offset` past it.
 char32_t next_code_point(std::string_view text, size_t& offset);

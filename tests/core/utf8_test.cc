@@ -1,22 +1,12 @@
-#include "text/utf8.h"
+#include "core/utf8.h"
 
 #include <gtest/gtest.h>
-#include <rapidcheck/gtest.h>
 
 #include <string>
 #include <vector>
 
 namespace ultraflash {
 namespace {
-
-TEST(Utf8Test, RoundTripsEveryLength) {
-  const std::u32string text = U"a\u007f\u0080\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff";
-  const std::string bytes = encode_utf8(text);
-  EXPECT_EQ(bytes.size(), 1U + 1 + 2 + 2 + 3 + 3 + 3 + 3 + 4 + 4);
-  const Result<std::u32string> decoded = decode_utf8(bytes);
-  ASSERT_TRUE(decoded.ok()) << decoded.status().to_string();
-  EXPECT_EQ(*decoded, text);
-}
 
 TEST(Utf8Test, NamesTheFirstBadByteAndTheReason) {
   struct Case {
@@ -55,19 +45,26 @@ TEST(Utf8Test, AcceptsNulAndNoncharacters) {
   EXPECT_TRUE(validate_utf8("").ok());
 }
 
-RC_GTEST_PROP(Utf8Property, DecodedTextEncodesToTheSameBytes, (const std::string& bytes)) {
-  const Result<std::u32string> decoded = decode_utf8(bytes);
-  if (decoded.ok()) RC_ASSERT(encode_utf8(*decoded) == bytes);
-  RC_ASSERT(decoded.ok() == validate_utf8(bytes).ok());
+TEST(Utf8Test, LengthOfASequenceIsZeroForNone) {
+  EXPECT_EQ(utf8_length(""), 0U);
+  EXPECT_EQ(utf8_length("ab"), 1U);
+  EXPECT_EQ(utf8_length("\xc3\xa9x"), 2U);
+  EXPECT_EQ(utf8_length("\xe2\x96\x81"), 3U);
+  EXPECT_EQ(utf8_length("\xf0\x9f\x8e\xac"), 4U);
+  EXPECT_EQ(utf8_length("\xe2\x96"), 0U);
+  EXPECT_TRUE(is_utf8("a\xc3\xa9"));
+  EXPECT_FALSE(is_utf8("a\xc3"));
 }
 
-RC_GTEST_PROP(Utf8Property, ScalarValuesRoundTrip, ()) {
-  const auto text = *rc::gen::container<std::u32string>(
-      rc::gen::map(rc::gen::inRange<uint32_t>(0, 0x110000 - 0x800),
-                   [](uint32_t c) { return static_cast<char32_t>(c < 0xd800 ? c : c + 0x800); }));
-  const Result<std::u32string> decoded = decode_utf8(encode_utf8(text));
-  RC_ASSERT(decoded.ok());
-  RC_ASSERT(*decoded == text);
+TEST(Utf8Test, PrintableEscapesAndCuts) {
+  EXPECT_EQ(printable("plain"), "plain");
+  EXPECT_EQ(printable(std::string("a\0\n\xff\x7f", 5)), "a\\x00\\x0a\\xff\\x7f");
+  EXPECT_EQ(printable("\xc2\x9b"
+                      "1m\xc2\xa0"),
+            "\\xc2\\x9b"
+            "1m\xc2\xa0");
+  EXPECT_EQ(printable("abcdef", 3), "abc...");
+  EXPECT_EQ(printable("a\xc3\xbc", 2), "a...");
 }
 
 }  // namespace

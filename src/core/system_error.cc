@@ -1,4 +1,4 @@
-#include "media/system_error.h"
+#include "core/system_error.h"
 
 #include <cerrno>
 #include <system_error>
@@ -21,6 +21,7 @@ constexpr Advice kAdvice[] = {
     {ENAMETOOLONG, StatusCode::kInvalidArgument, "use a shorter name"},
     {ELOOP, StatusCode::kInvalidArgument, "the link points to itself"},
     {ENXIO, StatusCode::kInvalidArgument, "this kind of file cannot be used here"},
+    {ENOMEM, StatusCode::kOutOfMemory, "free some memory"},
     {EACCES, StatusCode::kIo, "check the permissions of the file and of its folder"},
     {EPERM, StatusCode::kIo, "check the permissions of the file and of its folder"},
     {EROFS, StatusCode::kIo, "choose a folder on a file system that can be written"},

@@ -1,4 +1,4 @@
-#include "media/input_file.h"
+#include "core/input_file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -10,33 +10,53 @@
 #include <utility>
 
 #include "core/check.h"
-#include "media/system_error.h"
+#include "core/system_error.h"
 
 namespace ultraflash {
 
 Result<InputFile> InputFile::open(const std::string& path) {
   InputFile file;
-  if (path == "-") {
-    file.fd_ = STDIN_FILENO;
-    file.name_ = "standard input";
-  } else {
-    file.name_ = path;
-    file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    file.owned_ = true;
-    if (file.fd_ < 0) return system_error(errno, path, "cannot be opened for reading");
+  if (path != "-") {
+    UF_TRY(file.open_path(path, /*more_flags=*/0));
+    return file;
   }
-  struct stat info {};
-  if (::fstat(file.fd_, &info) != 0) return system_error(errno, file.name_, "cannot be examined");
-  if (S_ISDIR(info.st_mode)) {
-    return make_status(StatusCode::kInvalidArgument, "{}: is a folder, expected a file",
-                       file.name_);
-  }
-  if (S_ISREG(info.st_mode)) {
-    file.size_ = info.st_size;
-    // Standard input may be a file that somebody has read a part of.
-    if (!file.owned_) file.position_ = std::max<int64_t>(::lseek(file.fd_, 0, SEEK_CUR), 0);
+  file.file_ = FileDescriptor::borrowed(STDIN_FILENO);
+  file.name_ = "standard input";
+  UF_TRY(file.examine());
+  // It may be a file that somebody has read a part of.
+  if (file.seekable()) {
+    file.position_ = std::max<int64_t>(::lseek(file.file_.get(), 0, SEEK_CUR), 0);
   }
   return file;
+}
+
+Result<InputFile> InputFile::open_regular(const std::string& path) {
+  InputFile file;
+  // O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+  UF_TRY(file.open_path(path, O_NONBLOCK));
+  if (!file.seekable()) {
+    return make_status(StatusCode::kInvalidArgument,
+                       "{}: is a pipe or device, not a regular file; copy it to a file first",
+                       path);
+  }
+  return file;
+}
+
+Status InputFile::open_path(const std::string& path, int more_flags) {
+  name_ = path;
+  file_ = FileDescriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | more_flags));
+  if (!file_.valid()) return system_error(errno, path, "cannot be opened for reading");
+  return examine();
+}
+
+Status InputFile::examine() {
+  struct stat info {};
+  if (::fstat(file_.get(), &info) != 0) return system_error(errno, name_, "cannot be examined");
+  if (S_ISDIR(info.st_mode)) {
+    return make_status(StatusCode::kInvalidArgument, "{}: is a folder, expected a file", name_);
+  }
+  if (S_ISREG(info.st_mode)) size_ = info.st_size;
+  return {};
 }
 
 InputFile InputFile::over(std::span<const uint8_t> bytes, std::string name) {
@@ -47,29 +67,9 @@ InputFile InputFile::over(std::span<const uint8_t> bytes, std::string name) {
   return file;
 }
 
-InputFile::InputFile(InputFile&& other) noexcept { *this = std::move(other); }
-
-InputFile& InputFile::operator=(InputFile&& other) noexcept {
-  if (this == &other) return *this;
-  if (owned_ && fd_ >= 0) ::close(fd_);
-  fd_ = std::exchange(other.fd_, -1);
-  owned_ = std::exchange(other.owned_, false);
-  bytes_ = other.bytes_;
-  name_ = std::move(other.name_);
-  size_ = other.size_;
-  position_ = other.position_;
-  buffer_ = std::move(other.buffer_);
-  buffer_begin_ = other.buffer_begin_;
-  return *this;
-}
-
-InputFile::~InputFile() {
-  if (owned_ && fd_ >= 0) ::close(fd_);
-}
-
 Result<int64_t> InputFile::read_system(uint8_t* data, int64_t size) {
   while (true) {
-    const ssize_t got = ::read(fd_, data, static_cast<size_t>(size));
+    const ssize_t got = ::read(file_.get(), data, static_cast<size_t>(size));
     if (got >= 0) return static_cast<int64_t>(got);
     if (errno != EINTR) return system_error(errno, name_, "cannot be read");
   }
@@ -78,7 +78,7 @@ Result<int64_t> InputFile::read_system(uint8_t* data, int64_t size) {
 Result<int64_t> InputFile::read_some(std::span<uint8_t> out) {
   if (out.empty()) return 0;
   int64_t got = 0;
-  if (fd_ < 0) {
+  if (!file_.valid()) {
     got = std::clamp<int64_t>(size_ - position_, 0, static_cast<int64_t>(out.size()));
     if (got > 0) std::memcpy(out.data(), bytes_.data() + position_, static_cast<size_t>(got));
   } else if (buffer_begin_ < static_cast<int64_t>(buffer_.size())) {
@@ -106,7 +106,7 @@ Result<int64_t> InputFile::read(std::span<uint8_t> out) {
 Result<std::span<const uint8_t>> InputFile::peek(int64_t count) {
   constexpr int64_t kMaxPeek = 4096;
   UF_CHECK(count >= 0 && count <= kMaxPeek, "peek of {} bytes, at most {}", count, kMaxPeek);
-  if (fd_ < 0) {
+  if (!file_.valid()) {
     const int64_t left = std::clamp<int64_t>(size_ - position_, 0, count);
     return bytes_.subspan(static_cast<size_t>(std::min(position_, size_)),
                           static_cast<size_t>(left));
@@ -133,15 +133,38 @@ Result<std::span<const uint8_t>> InputFile::peek(int64_t count) {
 
 Status InputFile::seek(int64_t position) {
   UF_CHECK(seekable() && position >= 0, "seek to {} in {}", position, name_);
-  if (fd_ >= 0) {
+  if (file_.valid()) {
     buffer_.clear();
     buffer_begin_ = 0;
-    if (::lseek(fd_, position, SEEK_SET) < 0) {
+    if (::lseek(file_.get(), position, SEEK_SET) < 0) {
       return system_error(errno, name_, "cannot be positioned");
     }
   }
   position_ = position;
   return {};
+}
+
+Result<std::vector<uint8_t>> InputFile::read_rest(int64_t max_bytes) {
+  const int64_t known = seekable() ? std::max<int64_t>(size_ - position_, 0) : 0;
+  if (known > max_bytes) {
+    return make_status(StatusCode::kUnsupported, "{}: {} bytes, more than the {} that are read",
+                       name_, known, max_bytes);
+  }
+  // What is known is only a guess: files of /proc say 0, and others grow.
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  std::vector<uint8_t> bytes;
+  while (true) {
+    const auto have = static_cast<int64_t>(bytes.size());
+    if (have > max_bytes) {
+      return make_status(StatusCode::kUnsupported, "{}: goes on past the {} bytes that are read",
+                         name_, max_bytes);
+    }
+    const int64_t wanted = have < known ? known - have + 1 : kPiece;
+    bytes.resize(static_cast<size_t>(have + wanted));
+    UF_ASSIGN(const int64_t got, read(std::span(bytes).subspan(static_cast<size_t>(have))));
+    bytes.resize(static_cast<size_t>(have + got));
+    if (got < wanted) return bytes;
+  }
 }
 
 }  // namespace ultraflash
