@@ -1,0 +1,39 @@
+// TrainingClips: pictures and captions by index, for every stage.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "train/config.h"
+#include "ultraflash/status.h"
+
+namespace ultraflash {
+
+/// A rectangle of the picture at `scale`, and a range of frames.
+struct ClipWindow {
+  int64_t scale = 1;
+  int64_t first_frame = 0;
+  int64_t frames = 84;
+  int64_t x = 0;
+  int64_t y = 0;
+  int64_t width = 160;
+  int64_t height = 96;
+  [[nodiscard]] int64_t bytes() const { return frames * height * width * 3; }
+};
+
+/// Thread-safe; what an index gives never changes.
+class TrainingClips {
+ public:
+  virtual ~TrainingClips() = default;
+
+  /// Clips for training, or (`unseen`) held-out ones for measuring. kNotFound, kUnsupported.
+  static Result<std::unique_ptr<TrainingClips>> open(const DataConfig& config, bool unseen);
+
+  /// u8 RGB [frames, height, width, 3] of clip `index`.
+  virtual void render(int64_t index, const ClipWindow& window, uint8_t* out) const = 0;
+  /// One of the ways to say what clip `index` shows; `full` leaves nothing out.
+  [[nodiscard]] virtual std::string caption(int64_t index, int64_t variant, bool full) const = 0;
+};
+
+}  // namespace ultraflash

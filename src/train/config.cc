@@ -1,0 +1,169 @@
+#include "train/config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <numbers>
+
+#include "core/check.h"
+#include "recipes/json_fields.h"
+#include "weights/strict_json.h"
+
+namespace ultraflash {
+
+template <>
+struct EnumNames<TrainStage> {
+  static constexpr const char* kNames[] = {"autoencoder", "flow_matching", "causal", "ode",
+                                           "self_forcing"};
+};
+template <>
+struct EnumNames<LrSchedule> {
+  static constexpr const char* kNames[] = {"constant", "cosine"};
+};
+template <>
+struct EnumNames<ComputeType> {
+  static constexpr const char* kNames[] = {"f32", "bf16"};
+};
+template <>
+struct EnumNames<CausalMode> {
+  static constexpr const char* kNames[] = {"diffusion_forcing", "teacher_forcing"};
+};
+template <>
+struct EnumNames<DistillationLoss> {
+  static constexpr const char* kNames[] = {"dmd", "sid", "gan"};
+};
+
+namespace {
+
+constexpr size_t kMaxConfigBytes = 1 << 20;
+
+Status invalid(const std::string& what) {
+  return {StatusCode::kInvalidArgument, "training config: " + what};
+}
+
+Status check(const OptimizerConfig& o, const char* name) {
+  const auto share = [](double x) { return x >= 0.0 && x < 1.0; };
+  if (!(o.lr >= 0.0) || !std::isfinite(o.lr) || !share(o.beta1) || !share(o.beta2) ||
+      !(o.eps > 0.0) || !(o.weight_decay >= 0.0) || !(o.clip_norm >= 0.0) || o.warmup_steps < 0 ||
+      !(o.final_lr_ratio >= 0.0 && o.final_lr_ratio <= 1.0)) {
+    return invalid(fmt::format(
+        "{}: lr, weight_decay, clip_norm and warmup_steps are not negative, betas lie in [0, 1), "
+        "eps is positive, final_lr_ratio lies in [0, 1]",
+        name));
+  }
+  return {};
+}
+
+// Sets `path` ("a.b.c") of `object` to `text`, read as JSON where it is JSON.
+Status apply_override(nlohmann::json& object, const std::string& assignment) {
+  const size_t equals = assignment.find('=');
+  if (equals == std::string::npos || equals == 0) {
+    return make_status(StatusCode::kInvalidArgument, "--set {}: write it as field=value",
+                       assignment);
+  }
+  std::string pointer = "/" + assignment.substr(0, equals);
+  std::replace(pointer.begin(), pointer.end(), '.', '/');
+  const std::string text = assignment.substr(equals + 1);
+  nlohmann::json value = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (value.is_discarded()) value = text;
+  try {
+    object[nlohmann::json::json_pointer(pointer)] = std::move(value);
+  } catch (const nlohmann::json::exception&) {
+    return make_status(StatusCode::kInvalidArgument, "--set {}: there is no such field",
+                       assignment);
+  }
+  return {};
+}
+
+}  // namespace
+
+Status TrainConfig::validate() const {
+  UF_TRY(check(optimizer, "optimizer"));
+  UF_TRY(check(critic_optimizer, "critic_optimizer"));
+  if (batch < 1 || steps < 0 || !(minutes >= 0.0) || log_every < 1 || sheet_every < 0 ||
+      checkpoint_every < 0) {
+    return invalid(
+        "batch and log_every are at least 1; steps, minutes, sheet_every and "
+        "checkpoint_every are not negative");
+  }
+  if (!(ema.decay >= 0.0 && ema.decay < 1.0)) return invalid("ema.decay lies in [0, 1)");
+  if (autoencoder.frames < 4 || autoencoder.frames % 4 != 0 || autoencoder.eval_frames < 4 ||
+      autoencoder.eval_frames % 4 != 0 || autoencoder.eval_clips < 0 ||
+      autoencoder.data_scales.empty() || autoencoder.crops_per_clip < 1 ||
+      std::any_of(autoencoder.data_scales.begin(), autoencoder.data_scales.end(),
+                  [](int64_t s) { return s < 1 || s > 8; })) {
+    return invalid(
+        "autoencoder: frames and eval_frames are multiples of 4, data_scales a list of "
+        "numbers from 1 to 8, crops_per_clip at least 1");
+  }
+  if (batch % autoencoder.crops_per_clip != 0) {
+    return invalid("autoencoder.crops_per_clip must divide batch");
+  }
+  if (bank.clips < 1 || bank.latent_frames < 1 || bank.refresh < 0 || bank.encode_batch < 1 ||
+      bank.captions < 1 || bank.refresh > bank.clips) {
+    return invalid("bank: sizes are positive, and refresh is at most clips");
+  }
+  if (!(flow.shift > 0.0) || !(flow.sample_shift > 0.0) || flow.sample_steps < 1 ||
+      flow.sample_clips < 0 || !(flow.text_dropout >= 0.0 && flow.text_dropout <= 1.0) ||
+      !(flow.uniform_share >= 0.0 && flow.uniform_share <= 1.0) || !(flow.logit_std >= 0.0)) {
+    return invalid("flow: shifts and sample_steps are positive, shares lie in [0, 1]");
+  }
+  if (ode.teacher_steps < 1 || ode.pairs < 1 || ode.make_batch < 1 || ode.refresh_every < 0 ||
+      ode.pairs % ode.make_batch != 0) {
+    return invalid("ode: sizes are positive and make_batch divides pairs");
+  }
+  if (self_forcing.critic_per_generator < 1 ||
+      !(self_forcing.min_sigma > 0.0 && self_forcing.min_sigma < self_forcing.max_sigma &&
+        self_forcing.max_sigma <= 1.0) ||
+      self_forcing.window_frames < 0 || self_forcing.sink_frames < 0) {
+    return invalid(
+        "self_forcing: critic_per_generator is at least 1, 0 < min_sigma < max_sigma <= "
+        "1");
+  }
+  return {};
+}
+
+Result<TrainConfig> load_train_config(const std::filesystem::path& path,
+                                      const std::vector<std::string>& overrides) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) {
+    return make_status(StatusCode::kNotFound, "{}: no such training config", path.string());
+  }
+  std::ifstream stream(path, std::ios::binary);
+  std::string text(std::istreambuf_iterator<char>(stream), {});
+  if (stream.bad() || text.size() > kMaxConfigBytes) {
+    return make_status(StatusCode::kIo, "{}: cannot be read, or is no config", path.string());
+  }
+  UF_ASSIGN(nlohmann::json json, parse_strict_json(text, path.string()));
+  for (const std::string& assignment : overrides) UF_TRY(apply_override(json, assignment));
+  TrainConfig config;
+  Status status;
+  JsonReader reader(json, "", status);
+  config.visit_fields(reader);
+  reader.finish();
+  if (status.ok()) status = config.validate();
+  if (!status.ok()) {
+    return make_status(status.code(), "{}: {}", path.string(), status.message());
+  }
+  return config;
+}
+
+std::string train_config_json(TrainConfig config, int indent) {
+  return JsonWriter::write(config).dump(indent);
+}
+
+double learning_rate_factor(const OptimizerConfig& config, int64_t step, double progress) {
+  double factor = 1.0;
+  if (config.schedule == LrSchedule::kCosine) {
+    const double p = std::clamp(progress, 0.0, 1.0);
+    factor = config.final_lr_ratio +
+             (1.0 - config.final_lr_ratio) * 0.5 * (1.0 + std::cos(std::numbers::pi * p));
+  }
+  if (step < config.warmup_steps) {
+    factor *= static_cast<double>(step + 1) / static_cast<double>(config.warmup_steps);
+  }
+  return factor;
+}
+
+}  // namespace ultraflash

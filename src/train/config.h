@@ -1,0 +1,303 @@
+// TrainConfig: everything a stage of training can be told, one JSON file a stage
+// (models/*/train/*.json). Keys are strict; absent ones keep the defaults below.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "ultraflash/status.h"
+
+namespace ultraflash {
+
+enum class TrainStage : uint8_t { kAutoencoder, kFlowMatching, kCausal, kOde, kSelfForcing };
+enum class LrSchedule : uint8_t { kConstant, kCosine };
+enum class ComputeType : uint8_t { kF32, kBF16 };
+enum class CausalMode : uint8_t { kDiffusionForcing, kTeacherForcing };
+enum class DistillationLoss : uint8_t { kDmd, kSid, kGan };
+
+struct OptimizerConfig {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.99;
+  double eps = 1e-8;
+  double weight_decay = 0.0;  // of parameters with two axes or more
+  double clip_norm = 1.0;     // of the gradient over all parameters; 0: none
+  int64_t warmup_steps = 100;
+  LrSchedule schedule = LrSchedule::kCosine;
+  double final_lr_ratio = 0.01;  // of a cosine, at its end
+  /// A cosine ends with the time limit instead of with the steps. The rate of a step then depends
+  /// on the machine's speed; two runs are equal only under the same clock.
+  bool schedule_by_time = false;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("lr", lr);
+    visit("beta1", beta1);
+    visit("beta2", beta2);
+    visit("eps", eps);
+    visit("weight_decay", weight_decay);
+    visit("clip_norm", clip_norm);
+    visit("warmup_steps", warmup_steps);
+    visit("schedule", schedule);
+    visit("final_lr_ratio", final_lr_ratio);
+    visit("schedule_by_time", schedule_by_time);
+  }
+};
+
+struct EmaConfig {
+  double decay = 0.999;
+  int64_t start_step = 0;  // before it the average is the weights themselves
+  /// decay grows as (1 + n) / (10 + n) towards its value, so that a short run forgets its start.
+  bool ramp = true;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("decay", decay);
+    visit("start_step", start_step);
+    visit("ramp", ramp);
+  }
+};
+
+/// Where clips come from: the pocket world, or a folder (or tar shards) of video and captions.
+struct DataConfig {
+  std::string source = "pocket_world";  // or a path
+  int64_t seed = 1;
+  int64_t workers = 0;   // threads that make batches; 0: all processors but one
+  int64_t prefetch = 0;  // batches ready or being made; 0: two a worker
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("source", source);
+    visit("seed", seed);
+    visit("workers", workers);
+    visit("prefetch", prefetch);
+  }
+};
+
+/// Weights to begin with: a file, or a folder with the recipe's files. Empty: random weights.
+struct InitConfig {
+  std::string autoencoder;
+  std::string text_encoder;
+  std::string generator;
+  std::string real_score;  // self-forcing: frozen teacher, and the start of the fake score
+  std::string tokenizer;   // spiece.model; empty: that of the shipped models
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("autoencoder", autoencoder);
+    visit("text_encoder", text_encoder);
+    visit("generator", generator);
+    visit("real_score", real_score);
+    visit("tokenizer", tokenizer);
+  }
+};
+
+struct AutoencoderConfig {
+  int64_t scale =
+      1;  // of the recipe: whose decoder is trained. Only that of scale 1 has an encoder
+  /// Scales of the clips, one per step in turn (a scale named twice comes twice as often). Whole
+  /// frames at scale 1, crops of that size at the others.
+  std::vector<int64_t> data_scales = {1, 2, 3};
+  int64_t frames = 16;         // of a clip, a multiple of 4
+  int64_t crops_per_clip = 1;  // at scales above 1
+  double l1 = 1.0;             // weights of the losses
+  double mse = 4.0;
+  double gradient = 0.5;       // L1 of spatial differences
+  double temporal = 0.25;      // L1 of differences between frames
+  double latent_kl = 0.01;     // of each latent channel's mean and variance to a unit normal
+  double latent_noise = 0.05;  // deviation of noise added to latents before decoding
+  int64_t eval_clips = 8;      // unseen clips measured at each scale
+  int64_t eval_frames = 24;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("scale", scale);
+    visit("data_scales", data_scales);
+    visit("frames", frames);
+    visit("crops_per_clip", crops_per_clip);
+    visit("l1", l1);
+    visit("mse", mse);
+    visit("gradient", gradient);
+    visit("temporal", temporal);
+    visit("latent_kl", latent_kl);
+    visit("latent_noise", latent_noise);
+    visit("eval_clips", eval_clips);
+    visit("eval_frames", eval_frames);
+  }
+};
+
+/// Clips encoded once and kept on the device, replaced little by little.
+struct BankConfig {
+  int64_t clips = 4096;
+  int64_t latent_frames = 21;
+  int64_t refresh = 8;        // clips replaced per step; 0: the bank stays
+  int64_t encode_batch = 32;  // clips of one call of the encoder
+  int64_t captions = 4;       // captions drawn for each clip
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("clips", clips);
+    visit("latent_frames", latent_frames);
+    visit("refresh", refresh);
+    visit("encode_batch", encode_batch);
+    visit("captions", captions);
+  }
+};
+
+/// Noise levels of flow matching and how samples are drawn for the sheets.
+struct FlowConfig {
+  double logit_mean = 0.0;  // sigma = shifted sigmoid of a normal number
+  double logit_std = 1.0;
+  double shift = 3.0;
+  double text_dropout = 0.1;
+  double uniform_share = 0.1;  // of the samples, with sigma uniform in [0, 1] before the shift
+  int64_t sample_steps = 30;
+  double sample_shift = 5.0;
+  double guidance = 4.0;     // x_u + g (x_c - x_u)
+  int64_t sample_clips = 8;  // on a sheet
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("logit_mean", logit_mean);
+    visit("logit_std", logit_std);
+    visit("shift", shift);
+    visit("text_dropout", text_dropout);
+    visit("uniform_share", uniform_share);
+    visit("sample_steps", sample_steps);
+    visit("sample_shift", sample_shift);
+    visit("guidance", guidance);
+    visit("sample_clips", sample_clips);
+  }
+};
+
+struct CausalConfig {
+  CausalMode mode = CausalMode::kTeacherForcing;
+  double clean_noise = 0.0;  // teacher forcing: largest sigma of the clean half
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("mode", mode);
+    visit("clean_noise", clean_noise);
+  }
+};
+
+/// Regression onto the teacher's trajectories (wan-self-forcing 8.8).
+struct OdeConfig {
+  int64_t teacher_steps = 48;
+  double teacher_shift = 5.0;
+  double guidance = 4.0;
+  int64_t pairs = 4096;  // trajectories kept on the device
+  int64_t make_batch = 64;
+  int64_t refresh_every = 8;  // steps between new batches of trajectories; 0: none
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("teacher_steps", teacher_steps);
+    visit("teacher_shift", teacher_shift);
+    visit("guidance", guidance);
+    visit("pairs", pairs);
+    visit("make_batch", make_batch);
+    visit("refresh_every", refresh_every);
+  }
+};
+
+struct SelfForcingConfig {
+  DistillationLoss loss = DistillationLoss::kDmd;
+  int64_t critic_per_generator = 5;
+  double guidance = 3.0;  // r_c + w (r_c - r_u)
+  double timestep_shift = 5.0;
+  double min_sigma = 0.02;
+  double max_sigma = 0.98;
+  bool same_exit_step = true;
+  double context_noise = 0.0;
+  double sid_alpha = 1.0;
+  double gan_weight = 0.01;
+  int64_t window_frames = 0;  // of the KV cache; 0: all frames
+  int64_t sink_frames = 0;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("loss", loss);
+    visit("critic_per_generator", critic_per_generator);
+    visit("guidance", guidance);
+    visit("timestep_shift", timestep_shift);
+    visit("min_sigma", min_sigma);
+    visit("max_sigma", max_sigma);
+    visit("same_exit_step", same_exit_step);
+    visit("context_noise", context_noise);
+    visit("sid_alpha", sid_alpha);
+    visit("gan_weight", gan_weight);
+    visit("window_frames", window_frames);
+    visit("sink_frames", sink_frames);
+  }
+};
+
+struct TrainConfig {
+  TrainStage stage = TrainStage::kAutoencoder;
+  std::string recipe = "pocket";  // preset or file: the networks' sizes and file names
+  int64_t seed = 1;
+  ComputeType compute = ComputeType::kBF16;
+  int64_t batch = 64;
+  int64_t steps = 10'000;
+  double minutes = 0.0;  // time limit, evaluation and start-up included; 0: none
+  int64_t log_every = 50;
+  int64_t sheet_every = 0;       // steps; 0: only at the end
+  int64_t checkpoint_every = 0;  // steps; 0: only at the end
+  /// Checkpoints of 4 bytes a parameter (average in bf16, weights and second moments in 8 bits,
+  /// first moments start anew) instead of 16: not bit-exact.
+  bool compact_checkpoint = false;
+  OptimizerConfig optimizer;
+  OptimizerConfig critic_optimizer;  // of the fake score
+  EmaConfig ema;
+  DataConfig data;
+  InitConfig init;
+  AutoencoderConfig autoencoder;
+  BankConfig bank;
+  FlowConfig flow;
+  CausalConfig causal;
+  OdeConfig ode;
+  SelfForcingConfig self_forcing;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("stage", stage);
+    visit("recipe", recipe);
+    visit("seed", seed);
+    visit("compute", compute);
+    visit("batch", batch);
+    visit("steps", steps);
+    visit("minutes", minutes);
+    visit("log_every", log_every);
+    visit("sheet_every", sheet_every);
+    visit("checkpoint_every", checkpoint_every);
+    visit("compact_checkpoint", compact_checkpoint);
+    visit("optimizer", optimizer);
+    visit("critic_optimizer", critic_optimizer);
+    visit("ema", ema);
+    visit("data", data);
+    visit("init", init);
+    visit("autoencoder", autoencoder);
+    visit("bank", bank);
+    visit("flow", flow);
+    visit("causal", causal);
+    visit("ode", ode);
+    visit("self_forcing", self_forcing);
+  }
+
+  [[nodiscard]] Status validate() const;
+};
+
+/// Reads a config file and applies "path.to.field=value" overrides, values written as in JSON (text
+/// may stand bare). kNotFound, kMalformed with the path of the field, kInvalidArgument.
+Result<TrainConfig> load_train_config(const std::filesystem::path& path,
+                                      const std::vector<std::string>& overrides);
+
+/// Every field, defaults included.
+std::string train_config_json(TrainConfig config, int indent);
+
+/// Factor on the learning rate at `step`, when `progress` (0 to 1) of the run is done.
+double learning_rate_factor(const OptimizerConfig& config, int64_t step, double progress);
+
+}  // namespace ultraflash

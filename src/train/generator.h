@@ -1,0 +1,95 @@
+// The text encoder and the transformer inside a graph: what the stages on latents share.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/rng.h"
+#include "diffusion/flow_match.h"
+#include "models/umt5.h"
+#include "models/wan_dit.h"
+#include "train/objective.h"
+#include "train/text_batches.h"
+
+namespace ultraflash {
+
+/// A text encoder and its parameters.
+struct TextNetwork {
+  std::shared_ptr<ParameterSet> parameters;
+  Umt5Encoder network;
+
+  static Result<TextNetwork> open(const TrainContext& context, const std::string& init,
+                                  bool trainable);
+  /// Text embeddings [batch, text_len, text_dim].
+  [[nodiscard]] Tensor run(const TrainContext& context, const TokenBatch& tokens) const {
+    return network.run(context.ops(), tokens.ids, tokens.lengths);
+  }
+};
+
+/// A transformer and its parameters. Noise levels are per sample (one value each) or per latent
+/// frame (batch * frames values, frames fastest), sigma in [0, 1], on the host.
+struct GeneratorNetwork {
+  std::shared_ptr<ParameterSet> parameters;
+  WanDit network;
+
+  static Result<GeneratorNetwork> open(const TrainContext& context, const std::string& init,
+                                       bool trainable);
+  [[nodiscard]] TextKv text(const TrainContext& context, const Tensor& embeddings) const {
+    return network.text(context.ops(), embeddings);
+  }
+  [[nodiscard]] TimeModulation time(const TrainContext& context, std::span<const double> sigmas,
+                                    int64_t batch) const;
+  /// Flow prediction of latents f32 [batch, frames, h, w, c], all frames seeing each other.
+  [[nodiscard]] at::Tensor bidirectional(const TrainContext& context, const at::Tensor& latents,
+                                         std::span<const double> sigmas, const TextKv& text,
+                                         const ForwardProbe& probe = {}) const;
+  /// The same with chunk i seeing chunks 0 to i; one sigma per latent frame.
+  [[nodiscard]] at::Tensor chunk_causal(const TrainContext& context, const at::Tensor& latents,
+                                        std::span<const double> sigmas, const TextKv& text) const;
+  /// Flow prediction of `noisy`, whose chunk i sees itself and the clean chunks 0 to i - 1.
+  [[nodiscard]] at::Tensor teacher_forcing(const TrainContext& context, const at::Tensor& clean,
+                                           const at::Tensor& noisy,
+                                           std::span<const double> clean_sigmas,
+                                           std::span<const double> noisy_sigmas,
+                                           const TextKv& text) const;
+};
+
+/// sigmas as f32 [batch, rows, 1, 1, 1] on the device, to scale latents with.
+at::Tensor sigma_tensor(const TrainContext& context, std::span<const double> sigmas, int64_t batch);
+/// k u / (1 + (k - 1) u).
+double shifted(double u, double shift);
+/// (1 - sigma) x + sigma noise.
+at::Tensor add_noise(const at::Tensor& x, const at::Tensor& noise, const at::Tensor& sigma);
+
+/// Random numbers of one draw of a step, the same on every machine.
+class StepRandom {
+ public:
+  StepRandom(const TrainContext& context, int64_t step, int64_t purpose)
+      : seed_(static_cast<uint64_t>(context.config.seed) ^ 0x73746570),
+        stream_(static_cast<uint64_t>(step) << 8 | static_cast<uint64_t>(purpose)) {}
+  /// In [0, 1).
+  double uniform() { return static_cast<double>(rng::uniform(next())); }
+  int64_t below(int64_t count) { return static_cast<int64_t>(next()) % count; }
+  double normal() { return static_cast<double>(rng::normals({seed_, stream_}, counter_++).x[0]); }
+
+ private:
+  uint32_t next() { return rng::philox(counter_++, stream_, seed_).x[0]; }
+  uint64_t seed_;
+  uint64_t stream_;
+  uint64_t counter_ = 0;
+};
+
+/// Euler steps of the bidirectional flow from noise at sigma 1 to 0 with guidance
+/// v_u + g (v_c - v_u); `states` receives the latents before each step listed in `keep`.
+at::Tensor sample_bidirectional(const TrainContext& context, const GeneratorNetwork& network,
+                                const at::Tensor& noise, const TextKv& text, const TextKv& empty,
+                                int64_t steps, double shift, double guidance,
+                                std::span<const int64_t> keep = {},
+                                std::vector<at::Tensor>* states = nullptr);
+
+}  // namespace ultraflash

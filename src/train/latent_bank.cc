@@ -1,0 +1,133 @@
+#include "train/latent_bank.h"
+
+#include <algorithm>
+
+#include "core/rng.h"
+#include "ops/autograd/torch_tensor.h"
+
+namespace ultraflash {
+namespace {
+
+constexpr uint64_t kSampleSeed = 0x62616e6b;
+
+}  // namespace
+
+Result<FrozenAutoencoder> FrozenAutoencoder::open(const TrainContext& context) {
+  const CascadeSpec* base = context.recipe.cascade(1);
+  if (base == nullptr || base->decoder.kind != DecoderKind::kTiny || !base->decoder.tiny_encoder) {
+    return make_status(StatusCode::kInvalidArgument,
+                       "recipe '{}' has no tiny autoencoder at scale 1", context.recipe.name);
+  }
+  const DecoderSpec& spec = base->decoder;
+  FrozenAutoencoder result;
+  result.parameters = std::make_shared<ParameterSet>(context.device, /*trainable=*/false);
+  UF_TRY(bind_network(context, *result.parameters, context.config.init.autoencoder, spec.checkpoint,
+                      {}, [&](Loader loader) {
+                        result.encoder =
+                            TinyEncoder::bind(loader, *spec.tiny_encoder, spec.tiny.memory_init);
+                        result.decoder = TinyDecoder::bind(loader, spec.tiny);
+                      }));
+  return result;
+}
+
+at::Tensor FrozenAutoencoder::encode(const TrainContext& context, const at::Tensor& clips) const {
+  const at::NoGradGuard no_grad;
+  MemoryState state;
+  const at::Tensor x =
+      clips.to(context.device, /*non_blocking=*/true).to(to_torch(context.compute)).div_(255.0);
+  return to_torch(encoder.run(context.ops(), from_torch(x), state)).to(at::kFloat);
+}
+
+at::Tensor FrozenAutoencoder::decode(const TrainContext& context, const at::Tensor& latents) const {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> pictures;
+  const int64_t trim = decoder.config().frames_to_trim();
+  for (int64_t i = 0; i < latents.size(0); ++i) {
+    DecoderState state;
+    const at::Tensor z = latents.narrow(0, i, 1).to(to_torch(context.compute)).contiguous();
+    const at::Tensor y = to_torch(decoder.run(context.ops(), from_torch(z), state)).to(at::kFloat);
+    pictures.push_back(
+        (y.narrow(1, trim, y.size(1) - trim) * 255.0).clamp_(0.0, 255.0).to(at::kCPU, at::kByte));
+  }
+  return at::cat(pictures);
+}
+
+LatentBank::LatentBank(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                       const TrainingClips& clips, const CaptionTokenizer& tokenizer)
+    : context_(context), autoencoder_(autoencoder), clips_(clips), tokenizer_(tokenizer) {
+  const BankConfig& c = context.config.bank;
+  group_clips_ = std::min(c.encode_batch, c.clips);
+  groups_ = c.clips / group_clips_;
+  period_ = c.refresh > 0 ? std::max<int64_t>(1, group_clips_ / c.refresh) : 0;
+}
+
+LatentBank::Group LatentBank::render(int64_t group) const {
+  const BankConfig& c = context_.config.bank;
+  ClipWindow window;
+  window.frames = 4 * c.latent_frames;
+  window.width = context_.width();
+  window.height = context_.height();
+  Group result;
+  result.clips = at::empty({group_clips_, window.frames, window.height, window.width, 3},
+                           at::TensorOptions(at::kByte).pinned_memory(context_.device.is_cuda()));
+  for (int64_t i = 0; i < group_clips_; ++i) {
+    const int64_t index = group * group_clips_ + i;
+    clips_.render(index, window, result.clips.mutable_data_ptr<uint8_t>() + i * window.bytes());
+    for (int64_t variant = 0; variant < c.captions; ++variant) {
+      result.captions.push_back(tokenizer_.encode(clips_.caption(index, variant, /*full=*/false)));
+    }
+  }
+  return result;
+}
+
+void LatentBank::take() {
+  Group group = rendered_->next();
+  const at::Tensor latents = autoencoder_.encode(context_, group.clips);
+  if (!latents_.defined()) {
+    std::vector<int64_t> sizes = latents.sizes().vec();
+    sizes[0] = size();
+    latents_ = at::empty(sizes, latents.options().dtype(at::kBFloat16));
+    captions_.resize(static_cast<size_t>(size() * context_.config.bank.captions));
+  }
+  const int64_t place = next_group_ % groups_ * group_clips_;
+  latents_.narrow(0, place, group_clips_).copy_(latents);
+  std::move(group.captions.begin(), group.captions.end(),
+            captions_.begin() + place * context_.config.bank.captions);
+  ++next_group_;
+}
+
+void LatentBank::fill(int64_t first_step) {
+  first_step_ = first_step;
+  next_group_ = period_ > 0 ? first_step / period_ : 0;
+  rendered_ =
+      std::make_unique<Prefetcher<Group>>([this](int64_t group) { return render(group); },
+                                          next_group_, context_.workers(), context_.prefetch());
+  for (int64_t i = 0; i < groups_; ++i) take();
+  if (period_ == 0) rendered_.reset();
+}
+
+void LatentBank::advance(int64_t step) {
+  if (period_ > 0 && step > first_step_ && step % period_ == 0) take();
+}
+
+LatentBatch LatentBank::sample(int64_t step, int64_t count, double dropout, int64_t purpose) const {
+  const int64_t captions = context_.config.bank.captions;
+  const auto key = static_cast<uint64_t>(context_.config.seed) ^ kSampleSeed;
+  at::Tensor places = at::empty({count}, at::kLong);
+  std::vector<const TokenRow*> rows;
+  for (int64_t i = 0; i < count; ++i) {
+    const rng::Four r =
+        rng::philox(static_cast<uint64_t>(i),
+                    static_cast<uint64_t>(step) << 8 | static_cast<uint64_t>(purpose), key);
+    const int64_t place = static_cast<int64_t>(r.x[0]) % size();
+    places.mutable_data_ptr<int64_t>()[i] = place;
+    const bool dropped = static_cast<double>(rng::uniform(r.x[2])) < dropout;
+    const int64_t variant = static_cast<int64_t>(r.x[1]) % captions;
+    rows.push_back(dropped ? &tokenizer_.empty()
+                           : &captions_[static_cast<size_t>(place * captions + variant)]);
+  }
+  return {latents_.index_select(0, places.to(context_.device)).to(at::kFloat),
+          CaptionTokenizer::batch(rows)};
+}
+
+}  // namespace ultraflash

@@ -1,0 +1,76 @@
+// LatentBank: clips of the data, encoded by a frozen encoder and kept on the device in bf16, with
+// their captions' token ids. A ring: every few steps a group of clips replaces the oldest. What it
+// holds depends on the step alone, so a run that starts again continues with the same clips.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "models/tiny_decoder.h"
+#include "train/clips.h"
+#include "train/objective.h"
+#include "train/prefetcher.h"
+#include "train/text_batches.h"
+
+namespace ultraflash {
+
+/// The frozen autoencoder of a stage that works on latents.
+struct FrozenAutoencoder {
+  std::shared_ptr<ParameterSet> parameters;
+  TinyEncoder encoder;
+  TinyDecoder decoder;
+
+  static Result<FrozenAutoencoder> open(const TrainContext& context);
+  /// u8 [batch, frames, height, width, 3] on any device -> f32 [batch, frames / 4, h, w, c].
+  [[nodiscard]] at::Tensor encode(const TrainContext& context, const at::Tensor& clips) const;
+  /// Latents -> u8 on the CPU, the decoder's first frames trimmed.
+  [[nodiscard]] at::Tensor decode(const TrainContext& context, const at::Tensor& latents) const;
+};
+
+struct LatentBatch {
+  at::Tensor latents;  // f32 [batch, latent_frames, h, w, c]
+  TokenBatch tokens;
+};
+
+class LatentBank {
+ public:
+  LatentBank(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+             const TrainingClips& clips, const CaptionTokenizer& tokenizer);
+
+  /// Encodes what the bank holds at `first_step`.
+  void fill(int64_t first_step);
+  /// Brings in new clips when `step` is due to; call it once for every step from first_step on.
+  void advance(int64_t step);
+  /// `count` clips with one of their captions each; with probability `dropout` the empty caption.
+  /// `purpose` tells apart several draws of one step.
+  [[nodiscard]] LatentBatch sample(int64_t step, int64_t count, double dropout,
+                                   int64_t purpose = 0) const;
+  [[nodiscard]] int64_t size() const { return groups_ * group_clips_; }
+
+ private:
+  struct Group {
+    at::Tensor clips;                // u8, pinned when the device is a GPU
+    std::vector<TokenRow> captions;  // `captions` a clip
+  };
+  Group render(int64_t group) const;
+  void take();
+
+  const TrainContext& context_;
+  const FrozenAutoencoder& autoencoder_;
+  const TrainingClips& clips_;
+  const CaptionTokenizer& tokenizer_;
+  int64_t group_clips_;
+  int64_t groups_;  // in the bank
+  int64_t period_;  // steps between groups; 0: never
+  int64_t next_group_ = 0;
+  int64_t first_step_ = 0;
+  at::Tensor latents_;  // bf16 [size, latent_frames, h, w, c]
+  std::vector<TokenRow> captions_;
+  std::unique_ptr<Prefetcher<Group>> rendered_;  // last: its threads use the above
+};
+
+}  // namespace ultraflash

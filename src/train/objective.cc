@@ -1,0 +1,109 @@
+#include "train/objective.h"
+
+#include <algorithm>
+#include <mutex>
+#include <thread>
+
+#include "stream/networks.h"
+#include "weights/checkpoint.h"
+#include "weights/parameter_source.h"
+
+namespace ultraflash {
+
+int64_t TrainContext::workers() const {
+  if (config.data.workers > 0) return config.data.workers;
+  return std::max<int64_t>(1, static_cast<int64_t>(std::thread::hardware_concurrency()) - 1);
+}
+
+int64_t TrainContext::prefetch() const {
+  return config.data.prefetch > 0 ? config.data.prefetch : 2 * workers();
+}
+
+void TrainContext::seed_step(int64_t step, int64_t purpose) const {
+  // Odd multipliers spread consecutive steps and purposes over the seeds.
+  const uint64_t seed = static_cast<uint64_t>(config.seed) * 0x9E3779B97F4A7C15ULL +
+                        static_cast<uint64_t>(step) * 0xD1B54A32D192ED03ULL +
+                        static_cast<uint64_t>(purpose) * 0x8CB92BA72F3D8DD7ULL;
+  at::Generator generator = at::globalContext().defaultGenerator(device);
+  const std::lock_guard lock(generator.mutex());
+  generator.set_current_seed(seed);
+}
+
+void Meter::add(const std::string& name, const at::Tensor& scalar) {
+  const at::NoGradGuard no_grad;
+  auto [position, fresh] = sums_.try_emplace(name);
+  auto& [sum, count] = position->second;
+  if (fresh) order_.push_back(name);
+  const at::Tensor value = scalar.detach().to(at::kDouble).reshape({});
+  sum = sum.defined() ? sum + value : value;
+  ++count;
+}
+
+Measures Meter::take() {
+  Measures measures;
+  std::vector<at::Tensor> sums;
+  for (const std::string& name : order_) sums.push_back(sums_[name].first);
+  if (!sums.empty()) {
+    const at::Tensor host = at::stack(sums).to(at::kCPU);
+    for (size_t i = 0; i < order_.size(); ++i) {
+      measures.emplace_back(order_[i], host.const_data_ptr<double>()[i] /
+                                           static_cast<double>(sums_[order_[i]].second));
+    }
+  }
+  order_.clear();
+  sums_.clear();
+  return measures;
+}
+
+Result<InitialWeights> InitialWeights::open(const TrainContext& context, const std::string& init,
+                                            const CheckpointSpec& spec) {
+  InitialWeights initial;
+  if (init.empty()) {
+    const auto seed = static_cast<uint64_t>(context.config.seed);
+    initial.source = std::make_unique<RandomSource>(file_seed(seed, spec));
+    initial.label = "random weights";
+    return initial;
+  }
+  std::filesystem::path path = init;
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    const std::filesystem::path found = find_weights(path, spec.files);
+    if (found.empty()) {
+      return make_status(StatusCode::kNotFound, "{}: no {} here; run the stage that makes it first",
+                         init, fmt::join(spec.files, " or "));
+    }
+    path = found;
+  }
+  CheckpointOptions options;
+  options.wrapper = spec.wrapper;
+  options.wrapper_order = default_wrapper_order(spec.prefer_ema);
+  UF_ASSIGN(Checkpoint checkpoint, Checkpoint::open(path, options));
+  initial.source = std::make_unique<CheckpointSource>(std::move(checkpoint));
+  initial.label = path.string();
+  return initial;
+}
+
+RgbImage clip_sheet(const at::Tensor& clips, int64_t columns) {
+  const at::Tensor c = clips.contiguous();
+  const int64_t count = c.size(0);
+  const int64_t frames = c.size(1);
+  const int64_t height = c.size(2);
+  const int64_t width = c.size(3);
+  columns = std::min(columns, frames);
+  constexpr int64_t kGap = 4;
+  RgbImage image = RgbImage::black(columns * (width + kGap) - kGap, count * (height + kGap) - kGap);
+  for (int64_t clip = 0; clip < count; ++clip) {
+    for (int64_t column = 0; column < columns; ++column) {
+      const int64_t frame = columns == 1 ? 0 : column * (frames - 1) / (columns - 1);
+      const uint8_t* pixels =
+          c.const_data_ptr<uint8_t>() + (clip * frames + frame) * height * width * 3;
+      for (int64_t y = 0; y < height; ++y) {
+        std::copy_n(pixels + y * width * 3, width * 3,
+                    image.row(clip * (height + kGap) + y) + column * (width + kGap) * 3);
+      }
+    }
+  }
+  return image;
+}
+
+}  // namespace ultraflash

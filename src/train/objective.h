@@ -1,0 +1,126 @@
+// Objective: one stage of training. The trainer (trainer.cc) owns time, log and checkpoints; an
+// objective owns networks, data and losses. TrainContext is what they share.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/check.h"
+#include "media/frame.h"
+#include "models/loader.h"
+#include "ops/executor.h"
+#include "stream/recipe_data.h"
+#include "train/config.h"
+#include "train/journal.h"
+#include "train/parameters.h"
+#include "train/state.h"
+#include "ultraflash/log.h"
+#include "weights/binder.h"
+
+namespace ultraflash {
+
+struct TrainContext {
+  TrainConfig config;
+  RecipeData recipe;
+  std::unique_ptr<Executor> executor;
+  at::Device device{at::kCPU};
+  DType compute = DType::kBF16;
+  Logger log;
+
+  [[nodiscard]] Executor& ops() const { return *executor; }
+  [[nodiscard]] at::TensorOptions f32() const {
+    return at::TensorOptions(at::kFloat).device(device);
+  }
+  /// Pixels of the base size.
+  [[nodiscard]] int64_t width() const { return recipe.generator.latent_width * 8; }
+  [[nodiscard]] int64_t height() const { return recipe.generator.latent_height * 8; }
+  [[nodiscard]] int64_t workers() const;
+  [[nodiscard]] int64_t prefetch() const;
+  /// Seeds the device's generator from the run's seed, a step and a purpose, so that what follows
+  /// draws the same numbers whenever that step is run.
+  void seed_step(int64_t step, int64_t purpose = 0) const;
+};
+
+/// Sums of scalars on the device; reading them is the only wait of a training step.
+class Meter {
+ public:
+  void add(const std::string& name, const at::Tensor& scalar);
+  /// Means since the last call, in the order of first use.
+  Measures take();
+
+ private:
+  std::vector<std::string> order_;
+  std::map<std::string, std::pair<at::Tensor, int64_t>> sums_;
+};
+
+class Objective {
+ public:
+  virtual ~Objective() = default;
+
+  /// In the order of checkpoints; all begun.
+  virtual std::vector<TrainedSet*> sets() = 0;
+  /// Before the first step of this process: workers start, banks are filled.
+  virtual Status start(int64_t first_step) = 0;
+  /// Forward, backward and update; `lr_factor` scales every learning rate.
+  virtual void step(int64_t step, double lr_factor, Meter& meter) = 0;
+  /// Measured on unseen data with the averaged weights.
+  virtual Measures evaluate() { return {}; }
+  virtual std::optional<RgbImage> sheet() { return std::nullopt; }
+  /// Writes the averaged weights as published files below `out`.
+  virtual Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) = 0;
+};
+
+Result<std::unique_ptr<Objective>> make_autoencoder_objective(TrainContext& context);
+Result<std::unique_ptr<Objective>> make_flow_matching_objective(TrainContext& context);
+Result<std::unique_ptr<Objective>> make_causal_objective(TrainContext& context);
+Result<std::unique_ptr<Objective>> make_ode_objective(TrainContext& context);
+Result<std::unique_ptr<Objective>> make_self_forcing_objective(TrainContext& context);
+
+/// Binds a network to `set`: from the file or folder `init`, or from random numbers when it is
+/// empty. `unused` lists name prefixes that may stay unread.
+template <typename Bind>
+Status bind_network(const TrainContext& context, ParameterSet& set, const std::string& init,
+                    const CheckpointSpec& spec, const std::vector<std::string>& unused,
+                    const Bind& bind);
+
+/// The source that `init` names (see bind_network), and its label for messages.
+struct InitialWeights {
+  std::unique_ptr<ParameterSource> source;
+  std::string label;
+  static Result<InitialWeights> open(const TrainContext& context, const std::string& init,
+                                     const CheckpointSpec& spec);
+};
+
+template <typename Bind>
+Status bind_network(const TrainContext& context, ParameterSet& set, const std::string& init,
+                    const CheckpointSpec& spec, const std::vector<std::string>& unused,
+                    const Bind& bind) {
+  UF_ASSIGN(const InitialWeights initial, InitialWeights::open(context, init, spec));
+  set.bind_from(initial.source.get());
+  Binder binder(set, initial.label);
+  for (const std::string& prefix : unused) binder.ignore_unused(prefix);
+  LoadTarget target;
+  target.executor = context.executor.get();
+  target.compute = context.compute;
+  try {
+    bind(Loader(binder, target));
+  } catch (const Error& error) {
+    return error.status();
+  }
+  set.bind_from(nullptr);
+  return binder.finish();
+}
+
+/// Clips u8 [n, frames, height, width, 3] on the CPU -> a picture: a row a clip, `columns` of its
+/// frames at equal distances.
+RgbImage clip_sheet(const at::Tensor& clips, int64_t columns);
+
+}  // namespace ultraflash

@@ -1,0 +1,90 @@
+#include "train/rollout.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+
+#include "ops/autograd/torch_tensor.h"
+#include "stream/cache_policy.h"
+
+namespace ultraflash {
+
+Result<RolloutPlan> RolloutPlan::make(const TrainContext& context) {
+  const GeneratorSpec& spec = context.recipe.generator;
+  const SelfForcingConfig& config = context.config.self_forcing;
+  const FlowMatchSchedule schedule(static_cast<float>(spec.timestep_shift));
+  UF_ASSIGN(const std::vector<float> warped, schedule.warp(spec.denoising_steps));
+  RolloutPlan plan;
+  for (const float t : warped) {
+    plan.timesteps.push_back(static_cast<double>(t));
+    plan.sigmas.push_back(static_cast<double>(schedule.sigma_at(t)));
+  }
+  plan.context_timestep = spec.context_timestep;
+  plan.context_sigma = config.context_noise;
+  plan.chunk_frames = spec.frames_per_chunk;
+  plan.window_frames = config.window_frames;
+  plan.sink_frames = config.sink_frames;
+  return plan;
+}
+
+at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generator,
+                    const RolloutPlan& plan, const at::Tensor& noise, const Tensor& embeddings,
+                    const std::vector<int64_t>& exits, bool gradient) {
+  const at::AutoGradMode grad_mode(gradient);
+  Executor& ops = context.ops();
+  const WanDit& network = generator.network;
+  const int64_t batch = noise.size(0);
+  const int64_t frames = noise.size(1);
+  const int64_t chunks = frames / plan.chunk_frames;
+  UF_CHECK(frames % plan.chunk_frames == 0 && static_cast<int64_t>(exits.size()) == chunks,
+           "{} frames and {} exits", frames, exits.size());
+  // In the graph once: the passes without gradient use their values.
+  const TextKv text = generator.text(context, embeddings);
+  std::vector<TimeModulation> times;
+  for (const double t : plan.timesteps) times.push_back(network.time(ops, {&t, 1}));
+  const int64_t capacity = plan.window_frames > 0 ? plan.window_frames : frames;
+  CacheRing ring({plan.window_frames > 0 ? CacheKind::kWindow : CacheKind::kGrow, capacity,
+                  plan.window_frames > 0 ? plan.sink_frames : 0});
+  KvState state;
+  TimeModulation context_time;
+  {
+    const at::NoGradGuard no_grad;
+    context_time = network.time(ops, {&plan.context_timestep, 1});
+    state = make_kv_state(ops, network, batch, capacity, noise.size(2) / 2 * (noise.size(3) / 2));
+  }
+  CausalPass pass;
+  pass.text = &text;
+  std::vector<at::Tensor> output;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    Result<ChunkPlace> place = ring.append(plan.chunk_frames, chunk * plan.chunk_frames);
+    if (!place.ok()) throw Error(place.status());
+    pass.place = *std::move(place);
+    ops.update_place(pass.place);
+    at::Tensor z = noise.narrow(1, chunk * plan.chunk_frames, plan.chunk_frames).contiguous();
+    const auto denoised = [&](size_t step) {
+      pass.time = &times[step];
+      pass.cache_only = false;
+      const Tensor flow = run_causal(ops, network, from_torch(z), state, pass);
+      return z - plan.sigmas[step] * to_torch(flow);
+    };
+    const auto exit = static_cast<size_t>(exits[static_cast<size_t>(chunk)]);
+    for (size_t step = 0; step < exit; ++step) {
+      const at::NoGradGuard no_grad;
+      const at::Tensor x0 = denoised(step);
+      z = at::lerp(x0, at::randn_like(x0), plan.sigmas[step + 1]);
+    }
+    output.push_back(denoised(exit));
+    if (chunk + 1 == chunks) break;
+    const at::NoGradGuard no_grad;
+    at::Tensor clean = output.back().detach();
+    if (plan.context_sigma > 0.0) {
+      clean = at::lerp(clean, at::randn_like(clean), plan.context_sigma);
+    }
+    pass.time = &context_time;
+    pass.cache_only = true;
+    (void)run_causal(ops, network, from_torch(clean), state, pass);
+  }
+  return at::cat(output, 1);
+}
+
+}  // namespace ultraflash

@@ -1,0 +1,240 @@
+// The loop around an objective: time, learning rate, log, pictures, checkpoints.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "ops/autograd/autograd_executor.h"
+#include "ops/autograd/torch_tensor.h"
+#include "train/journal.h"
+#include "train/objective.h"
+#include "train/train.h"
+#include "ultraflash/recipe.h"
+
+namespace ultraflash {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Kept free at the end of a time limit for the last evaluation, the sheet and the files: this share
+// of it, within bounds.
+double reserve_seconds(double limit) { return std::clamp(0.04 * limit, 1.0, 25.0); }
+
+Result<Device> parse_device(const std::string& name) {
+  if (name == "cpu") return Device{};
+  if (name == "cuda") return Device{DeviceType::kCuda, 0};
+  if (name.starts_with("cuda:") && name.size() == 6 && name[5] >= '0' && name[5] <= '9') {
+    return Device{DeviceType::kCuda, name[5] - '0'};
+  }
+  return make_status(StatusCode::kInvalidArgument, "'{}' is no device to train on; use cpu or cuda",
+                     name);
+}
+
+Result<std::unique_ptr<Objective>> make_objective(TrainContext& context) {
+  switch (context.config.stage) {
+    case TrainStage::kAutoencoder:
+      return make_autoencoder_objective(context);
+    case TrainStage::kFlowMatching:
+      return make_flow_matching_objective(context);
+    case TrainStage::kCausal:
+      return make_causal_objective(context);
+    case TrainStage::kOde:
+      return make_ode_objective(context);
+    case TrainStage::kSelfForcing:
+      return make_self_forcing_objective(context);
+  }
+  return make_status(StatusCode::kInternal, "an unknown stage");
+}
+
+Result<TrainConfig> read_config(const TrainOptions& options) {
+  UF_ASSIGN(TrainConfig config, load_train_config(options.config, options.set));
+  if (options.steps >= 0) config.steps = options.steps;
+  if (options.minutes >= 0.0) config.minutes = options.minutes;
+  UF_TRY(config.validate());
+  return config;
+}
+
+class Run {
+ public:
+  Run(const TrainOptions& options, TrainContext& context, Objective& objective, Journal journal,
+      const RunCounters& counters)
+      : options_(options),
+        context_(context),
+        objective_(objective),
+        journal_(std::move(journal)),
+        counters_(counters),
+        earlier_seconds_(counters.seconds),
+        start_(Clock::now()) {}
+
+  Result<TrainSummary> go() {
+    const TrainConfig& config = context_.config;
+    UF_TRY(objective_.start(counters_.step));
+    const int64_t first = counters_.step;
+    interval_start_ = Clock::now();
+    interval_step_ = first;
+    bool stop = false;
+    while (!stop && counters_.step < config.steps && !out_of_time()) {
+      const double progress = progress_of_run();
+      const double factor = learning_rate_factor(config.optimizer, counters_.step, progress);
+      objective_.step(counters_.step, factor, meter_);
+      ++counters_.step;
+      const int64_t step = counters_.step;
+      if (step % config.log_every == 0) UF_TRY(report(factor, stop));
+      if (config.sheet_every > 0 && step % config.sheet_every == 0) UF_TRY(look());
+      if (config.checkpoint_every > 0 && step % config.checkpoint_every == 0) UF_TRY(save());
+      if (options_.interrupted && options_.interrupted()) stop = true;
+      if (options_.pause_after > 0.0 && process_seconds() >= pause_seconds()) stop = true;
+      if (options_.stop_after >= 0 && step - first >= options_.stop_after) stop = true;
+    }
+    if (counters_.step % config.log_every != 0) {
+      UF_TRY(
+          report(learning_rate_factor(config.optimizer, counters_.step, progress_of_run()), stop));
+    }
+    TrainSummary summary;
+    summary.step = counters_.step;
+    summary.finished = counters_.step >= config.steps || out_of_time();
+    UF_TRY(save());
+    summary.checkpoint = checkpoint_;
+    UF_ASSIGN(summary.weights, objective_.publish(options_.out));
+    UF_TRY(look());
+    return summary;
+  }
+
+ private:
+  [[nodiscard]] double process_seconds() const {
+    return std::chrono::duration<double>(Clock::now() - start_).count();
+  }
+  [[nodiscard]] double pause_seconds() const {
+    const double limit = options_.pause_after * 60.0;
+    return limit - reserve_seconds(limit);
+  }
+  [[nodiscard]] double seconds() const { return earlier_seconds_ + process_seconds(); }
+  [[nodiscard]] double limit() const { return context_.config.minutes * 60.0; }
+  [[nodiscard]] bool out_of_time() const {
+    return limit() > 0.0 && seconds() >= limit() - reserve_seconds(limit());
+  }
+  [[nodiscard]] double progress_of_run() const {
+    const TrainConfig& config = context_.config;
+    const double by_steps = static_cast<double>(counters_.step) /
+                            static_cast<double>(std::max<int64_t>(config.steps, 1));
+    if (!config.optimizer.schedule_by_time || limit() <= 0.0) return by_steps;
+    return std::max(by_steps, seconds() / (limit() - reserve_seconds(limit())));
+  }
+
+  // The one place of the loop that waits for the device.
+  Status report(double factor, bool& stop) {
+    Measures measures = meter_.take();
+    const Clock::time_point now = Clock::now();
+    const auto steps = static_cast<double>(std::max<int64_t>(counters_.step - interval_step_, 1));
+    const double step_seconds =
+        std::chrono::duration<double>(now - interval_start_).count() / steps;
+    interval_start_ = now;
+    interval_step_ = counters_.step;
+    measures.emplace_back("lr", context_.config.optimizer.lr * factor);
+    measures.emplace_back("step_seconds", step_seconds);
+    UF_TRY(journal_.add(counters_.step, seconds(), measures));
+    if (!options_.progress) return {};
+    TrainProgress progress;
+    progress.step = counters_.step;
+    progress.steps = context_.config.steps;
+    progress.seconds = seconds();
+    progress.limit_seconds = limit();
+    progress.step_seconds = step_seconds;
+    progress.text = measures_text(measures);
+    if (!options_.progress(progress)) stop = true;
+    return {};
+  }
+
+  Status look() {
+    const Measures measures = objective_.evaluate();
+    if (!measures.empty()) {
+      context_.log.info(fmt::format("step {}: {}", counters_.step, measures_text(measures)));
+      UF_TRY(journal_.add(counters_.step, seconds(), measures));
+    }
+    if (const std::optional<RgbImage> image = objective_.sheet()) {
+      UF_TRY(journal_.save_picture("sheet", *image));
+    }
+    UF_TRY(journal_.draw_curves());
+    interval_start_ = Clock::now();
+    interval_step_ = counters_.step;
+    return {};
+  }
+
+  Status save() {
+    counters_.seconds = seconds();
+    UF_ASSIGN(checkpoint_, save_state(options_.out, objective_.sets(), counters_,
+                                      context_.config.compact_checkpoint));
+    return {};
+  }
+
+  const TrainOptions& options_;
+  TrainContext& context_;
+  Objective& objective_;
+  Journal journal_;
+  RunCounters counters_;
+  double earlier_seconds_;
+  Clock::time_point start_;
+  Clock::time_point interval_start_;
+  int64_t interval_step_ = 0;
+  Meter meter_;
+  std::filesystem::path checkpoint_;
+};
+
+Result<TrainSummary> run(const TrainOptions& options) {
+  TrainContext context;
+  UF_ASSIGN(context.config, read_config(options));
+  UF_ASSIGN(const Recipe recipe, Recipe::find(context.config.recipe));
+  context.recipe = recipe.data();
+  UF_ASSIGN(const Device device, parse_device(options.device));
+  context.executor = make_autograd_executor({.device = device});
+  context.device = to_torch(device);
+  context.compute = context.config.compute == ComputeType::kBF16 ? DType::kBF16 : DType::kF32;
+  context.log = options.log;
+  // Shapes repeat from step to step, so trying the convolution algorithms once pays.
+  at::globalContext().setBenchmarkCuDNN(device.type == DeviceType::kCuda);
+
+  std::error_code error;
+  std::filesystem::create_directories(options.out, error);
+  if (error) {
+    return make_status(StatusCode::kIo, "{}: cannot be made: {}", options.out.string(),
+                       error.message());
+  }
+  UF_ASSIGN(const std::unique_ptr<Objective> objective, make_objective(context));
+  RunCounters counters;
+  if (options.resume) {
+    const std::filesystem::path checkpoint = newest_state(options.out);
+    if (!checkpoint.empty()) {
+      UF_TRY(load_state(checkpoint, objective->sets(), counters));
+      context.log.info(fmt::format("resuming from {}", checkpoint.string()));
+    }
+  }
+  int64_t parameters = 0;
+  for (const TrainedSet* set : objective->sets()) parameters += set->parameters->parameter_count();
+  context.log.info(
+      fmt::format("training {} parameters on {}", parameters, context.executor->description()));
+  context.log.info(train_config_json(context.config, 2));
+  UF_ASSIGN(Journal journal, Journal::open(options.out, counters.step));
+  UF_TRY(journal.add_config(train_config_json(context.config, -1)));
+  return Run(options, context, *objective, std::move(journal), counters).go();
+}
+
+}  // namespace
+
+Result<TrainSummary> run_training(const TrainOptions& options) {
+  try {
+    return run(options);
+  } catch (const Error& error) {
+    return error.status();
+  } catch (const c10::OutOfMemoryError& error) {
+    return make_status(StatusCode::kOutOfMemory, "{}", error.what_without_backtrace());
+  } catch (const c10::Error& error) {
+    return make_status(StatusCode::kDevice, "libtorch: {}", error.what_without_backtrace());
+  }
+}
+
+Result<std::string> describe_training(const TrainOptions& options) {
+  UF_ASSIGN(const TrainConfig config, read_config(options));
+  return train_config_json(config, 2);
+}
+
+}  // namespace ultraflash

@@ -1,0 +1,207 @@
+// Every stage at toy size, one after the other as a user would run them: losses fall, a run that
+// stops and resumes ends with the bits of one that did not, and the files that come out load into
+// the inference engine.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tiny_training.h"
+#include "train/train.h"
+#include "ultraflash/engine.h"
+#include "ultraflash/recipe.h"
+#include "weights/checkpoint.h"
+
+namespace ultraflash {
+namespace {
+
+using testing::TrainingFolder;
+
+// Values of one measure of the log, in order. The text is "loss 0.01  l1 0.02 ...".
+struct Losses {
+  std::vector<double> values;
+  std::string name;
+
+  void attach(TrainOptions& options) {
+    options.progress = [this](const TrainProgress& p) {
+      const std::string key = name + " ";
+      size_t place = p.text.find(key);
+      while (place != std::string::npos && place > 0 && p.text[place - 1] != ' ') {
+        place = p.text.find(key, place + 1);
+      }
+      if (place != std::string::npos)
+        values.push_back(std::stod(p.text.substr(place + key.size())));
+      return true;
+    };
+  }
+  [[nodiscard]] double mean(size_t begin, size_t end) const {
+    double sum = 0.0;
+    for (size_t i = begin; i < end; ++i) sum += values[i];
+    return sum / static_cast<double>(end - begin);
+  }
+  [[nodiscard]] double first_third() const { return mean(0, values.size() / 3); }
+  [[nodiscard]] double last_third() const {
+    return mean(values.size() - values.size() / 3, values.size());
+  }
+};
+
+TrainSummary run(const TrainOptions& options) {
+  const Result<TrainSummary> summary = run_training(options);
+  EXPECT_TRUE(summary.ok()) << summary.status().message();
+  return summary.ok() ? *summary : TrainSummary{};
+}
+
+void expect_same_weights(const std::filesystem::path& a, const std::filesystem::path& b) {
+  const Result<Checkpoint> first = Checkpoint::open(a);
+  const Result<Checkpoint> second = Checkpoint::open(b);
+  ASSERT_TRUE(first.ok()) << first.status().message();
+  ASSERT_TRUE(second.ok()) << second.status().message();
+  ASSERT_FALSE(first->entries().empty());
+  for (const TensorEntry& entry : first->entries()) {
+    if (entry.name == "counters") continue;  // has the seconds
+    const TensorEntry* other = second->find(entry.name);
+    ASSERT_NE(other, nullptr) << entry.name;
+    ASSERT_EQ(entry.bytes.size(), other->bytes.size()) << entry.name;
+    EXPECT_TRUE(std::equal(entry.bytes.begin(), entry.bytes.end(), other->bytes.begin()))
+        << entry.name;
+  }
+}
+
+// A whole run against one that stops after `half` steps and resumes.
+void expect_exact_resume(TrainOptions options, const TrainingFolder& folder, int64_t steps,
+                         int64_t half) {
+  options.progress = nullptr;
+  options.steps = steps;
+  options.out = folder / "whole";
+  const TrainSummary whole = run(options);
+  EXPECT_TRUE(whole.finished);
+  options.out = folder / "halves";
+  options.stop_after = half;
+  EXPECT_FALSE(run(options).finished);
+  options.stop_after = -1;
+  options.resume = true;
+  const TrainSummary resumed = run(options);
+  EXPECT_EQ(resumed.step, steps);
+  expect_same_weights(whole.checkpoint, resumed.checkpoint);
+}
+
+TEST(Config, UnknownFieldsAndValuesOutOfRangeAreNamed) {
+  const TrainingFolder folder("config");
+  TrainOptions options = folder.stage("autoencoder", "out", R"("optimiser": {"lr": 1})");
+  Result<std::string> text = describe_training(options);
+  EXPECT_EQ(text.status().code(), StatusCode::kMalformed);
+  EXPECT_NE(text.status().message().find("optimiser"), std::string::npos);
+  options = folder.stage("autoencoder", "out", R"("batch": 3)");
+  options.set = {"autoencoder.crops_per_clip=2"};
+  EXPECT_EQ(describe_training(options).status().code(), StatusCode::kInvalidArgument);
+  options.set = {"optimizer.lr=0.5", "recipe=pocket"};
+  text = describe_training(options);
+  ASSERT_TRUE(text.ok()) << text.status().message();
+  EXPECT_NE(text->find("\"lr\": 0.5"), std::string::npos);
+}
+
+TEST(Config, ShippedConfigsAreValid) {
+  const char* source = std::getenv("UF_SOURCE_DIR");
+  if (source == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(source) /
+                                                               "models" / "pocket" / "train")) {
+    TrainOptions options;
+    options.config = entry.path();
+    const Result<std::string> text = describe_training(options);
+    EXPECT_TRUE(text.ok()) << text.status().message();
+    ++count;
+  }
+  EXPECT_GE(count, 5);
+}
+
+TEST(Autoencoder, LossFallsAndResumeIsExact) {
+  const TrainingFolder folder("autoencoder");
+  TrainOptions options =
+      folder.stage("autoencoder", "out",
+                   R"("batch": 4, "steps": 60, "optimizer": {"lr": 3e-3, "warmup_steps": 5})");
+  Losses losses{{}, "loss"};
+  losses.attach(options);
+  run(options);
+  ASSERT_EQ(losses.values.size(), 60U);
+  EXPECT_LT(losses.last_third(), 0.7 * losses.first_third());
+  expect_exact_resume(options, folder, 7, 3);
+}
+
+TEST(Stages, FollowEachOtherAndLoadIntoTheEngine) {
+  const TrainingFolder folder("stages");
+  const std::string models = (folder / "models").string();
+  const std::string init = R"("init": {"autoencoder": ")" + models + R"(", "text_encoder": ")" +
+                           models + R"(", "generator": ")" + models + R"(", "real_score": ")" +
+                           models + R"("})";
+  run(folder.stage("autoencoder", "models", R"("batch": 4, "steps": 10)"));
+
+  TrainOptions flow =
+      folder.stage("flow_matching", "models",
+                   R"("batch": 8, "steps": 60, "optimizer": {"lr": 3e-3, "warmup_steps": 5},
+         "init": {"autoencoder": ")" +
+                       models + R"("})");
+  Losses losses{{}, "loss"};
+  losses.attach(flow);
+  run(flow);
+  ASSERT_EQ(losses.values.size(), 60U);
+  EXPECT_LT(losses.last_third(), 0.95 * losses.first_third());
+  {
+    SCOPED_TRACE("flow matching");
+    expect_exact_resume(flow, folder, 6, 3);
+  }
+
+  for (const std::string mode : {"diffusion_forcing", "teacher_forcing"}) {
+    SCOPED_TRACE(mode);
+    TrainOptions causal =
+        folder.stage("causal", "causal",
+                     init + R"(, "batch": 4, "steps": 4, "causal": {"mode": ")" + mode + R"("})");
+    expect_exact_resume(causal, folder, 4, 1);
+  }
+  {
+    SCOPED_TRACE("ode");
+    TrainOptions ode = folder.stage(
+        "ode", "ode", init + R"(, "batch": 4, "steps": 30, "optimizer": {"lr": 1e-3})");
+    Losses regression{{}, "loss"};
+    regression.attach(ode);
+    run(ode);
+    EXPECT_LT(regression.last_third(), regression.first_third());
+    expect_exact_resume(ode, folder, 5, 2);
+  }
+  for (const std::string loss : {"dmd", "sid", "gan"}) {
+    SCOPED_TRACE(loss);
+    TrainOptions forcing =
+        folder.stage("self_forcing", "self_forcing",
+                     init + R"(, "batch": 2, "steps": 6, "optimizer": {"lr": 1e-4},
+                    "self_forcing": {"critic_per_generator": 2, "loss": ")" +
+                         loss + R"("})");
+    expect_exact_resume(forcing, folder, 6, 3);
+  }
+
+  // What came out is what the engine reads.
+  const Result<Recipe> recipe = Recipe::find((folder / "recipe.json").string());
+  ASSERT_TRUE(recipe.ok()) << recipe.status().message();
+  EngineOptions options;
+  options.weights_dir = models;
+  options.scale = 1;
+  std::filesystem::copy_file(
+      std::filesystem::path(std::getenv("UF_SOURCE_DIR")) / "models/pocket/spiece.model",
+      folder / "models/spiece.model");
+  const Result<Engine> engine = Engine::load(*recipe, options);
+  ASSERT_TRUE(engine.ok()) << engine.status().message();
+  EXPECT_FALSE(engine->info().random_weights);
+}
+
+TEST(Training, SaysWhatIsMissing) {
+  const TrainingFolder folder("missing");
+  TrainOptions options =
+      folder.stage("flow_matching", "out", R"("init": {"autoencoder": "/nonexistent/folder"})");
+  const Result<TrainSummary> summary = run_training(options);
+  EXPECT_EQ(summary.status().code(), StatusCode::kNotFound) << summary.status().message();
+  options.device = "tpu";
+  EXPECT_EQ(run_training(options).status().code(), StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace ultraflash
