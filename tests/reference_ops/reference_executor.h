@@ -9,7 +9,7 @@
 
 namespace ultraflash::testing {
 
-class ReferenceExecutor final : public Executor {
+class ReferenceExecutor : public Executor {
  public:
   ReferenceExecutor() = default;
   [[nodiscard]] Device device() const override { return {}; }

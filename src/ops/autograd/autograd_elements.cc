@@ -146,7 +146,8 @@ Tensor AutogradExecutor::do_flow_to_x0(const Tensor& x, const Tensor& v, double 
 Tensor AutogradExecutor::do_normal(RandomStream stream, const Shape& shape, DType dtype) {
   Tensor host = Tensor::allocate(DType::kF32, shape);
   fill_normal(stream, 0, {host.mutable_data<float>(), static_cast<size_t>(host.numel())});
-  return do_to_device(host, dtype);
+  return from_torch(to_torch(host).to(torch_device_, to_torch(dtype), /*non_blocking=*/false,
+                                      /*copy=*/true));
 }
 
 Tensor AutogradExecutor::do_cast(const Tensor& x, DType dtype) {

@@ -43,7 +43,7 @@ class TorchWeight final : public PreparedWeight {
   mutable Joined bias_;
 };
 
-class AutogradExecutor final : public Executor {
+class AutogradExecutor : public Executor {
  public:
   explicit AutogradExecutor(const AutogradOptions& options);
 

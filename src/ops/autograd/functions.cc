@@ -104,6 +104,25 @@ at::Tensor dense_float(const at::Tensor& x) {
              : x.to(at::kFloat, false, false, at::MemoryFormat::Contiguous);
 }
 
+// Gradients of x * rstd * weight for x and weight, all f32. libtorch has this only for GPUs.
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& g, const at::Tensor& x,
+                                                     const at::Tensor& rstd,
+                                                     const at::Tensor& weight,
+                                                     std::array<bool, 2> wanted) {
+  if (!x.is_cpu()) {
+    return at::_fused_rms_norm_backward(g, x, {x.size(2)}, rstd, weight, wanted);
+  }
+  const at::Tensor n = x * rstd;
+  at::Tensor gx;
+  at::Tensor gw;
+  if (wanted[0]) {
+    const at::Tensor gn = g * weight;
+    gx = (gn - n * (gn * n).mean({2}, /*keepdim=*/true)) * rstd;
+  }
+  if (wanted[1]) gw = (g * n).sum(std::array<int64_t, 2>{0, 1});
+  return {gx, gw};
+}
+
 struct NormRotate : Function<NormRotate> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& factors, double eps) {
@@ -119,8 +138,7 @@ struct NormRotate : Function<NormRotate> {
     const at::Tensor g = rotated(dense_float(gradients[0]), at::conj(saved[2]));
     const bool wants_x = ctx->needs_input_grad(0);
     const bool wants_weight = ctx->needs_input_grad(1);
-    auto [gx, gw] = at::_fused_rms_norm_backward(g, dense_float(x), {x.size(2)}, saved[3], weight,
-                                                 {wants_x, wants_weight});
+    auto [gx, gw] = rms_norm_backward(g, dense_float(x), saved[3], weight, {wants_x, wants_weight});
     Variables result(4);
     if (wants_x) result[0] = gx.to(x.scalar_type());
     if (wants_weight) result[1] = gw;
