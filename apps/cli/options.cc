@@ -200,8 +200,7 @@ Result<nlohmann::json> read_settings(const std::string& path) {
                                                       "settings",
                                                       path, kMaxSettingsBytes));
   }
-  UF_TRY(parse_strict_json(text, path).status());
-  nlohmann::json json = nlohmann::json::parse(text);  // cannot fail: it was read once
+  UF_ASSIGN(nlohmann::json json, parse_strict_json(text, path));
   if (!json.is_object()) {
     return Status(StatusCode::kMalformed,
                   fmt::format("{}: settings are one JSON object, like {{\"seed\": 7}}", path));

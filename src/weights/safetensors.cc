@@ -134,7 +134,7 @@ Result<SafetensorsContents> parse_safetensors(ByteSpan bytes, std::string_view l
     return malformed(label, "the header does not start with '{{'; this is no safetensors file");
   }
   UF_ASSIGN(const JsonDocument json,
-            parse_strict_json(header, fmt::format("{}: the header", label)));
+            parse_json_document(header, fmt::format("{}: the header", label)));
   if (json.root().size() > static_cast<size_t>(kMaxTensorsInFile)) {
     return malformed(label, "{} tensors, more than the {} allowed", json.root().size(),
                      kMaxTensorsInFile);
@@ -168,7 +168,7 @@ Result<SafetensorsContents> read_safetensors(const std::filesystem::path& path) 
 }
 
 Result<SafetensorsIndex> parse_safetensors_index(std::string_view text, std::string_view label) {
-  UF_ASSIGN(const JsonDocument json, parse_strict_json(text, label));
+  UF_ASSIGN(const JsonDocument json, parse_json_document(text, label));
   const std::optional<JsonValue> weight_map = json.root().find("weight_map");
   if (!weight_map || !weight_map->is_object()) {
     return malformed(label, "has no \"weight_map\" object; this is no safetensors index");

@@ -30,8 +30,8 @@ struct SafetensorsContents {
 /// `bytes`, which `file` keeps alive (null: the caller does).
 ///
 /// kMalformed, in a message that starts with `label`, for: a header longer than the file or the
-/// limit above, JSON that parse_strict_json refuses, a key or type it does not know, a rank over 8,
-/// sizes that overflow, a byte range whose length is not that of the shape, bytes that belong to
+/// limit above, JSON that parse_json_document refuses, a key or type it does not know, a rank over
+/// 8, sizes that overflow, a byte range whose length is not that of the shape, bytes that belong to
 /// two tensors or to none, and a file longer or shorter than its tensors.
 Result<SafetensorsContents> parse_safetensors(ByteSpan bytes, std::string_view label,
                                               std::shared_ptr<const MappedFile> file = nullptr);

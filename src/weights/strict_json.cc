@@ -203,8 +203,8 @@ std::string JsonValue::to_string(size_t max_bytes) const {
   return out;
 }
 
-Result<JsonDocument> parse_strict_json(std::string_view text, std::string_view label,
-                                       const JsonLimits& limits) {
+Result<JsonDocument> parse_json_document(std::string_view text, std::string_view label,
+                                         const JsonLimits& limits) {
   if (text.size() > limits.max_bytes) {
     return make_status(StatusCode::kMalformed, "{}: {} bytes, more than the {} allowed", label,
                        text.size(), limits.max_bytes);
@@ -214,6 +214,12 @@ Result<JsonDocument> parse_strict_json(std::string_view text, std::string_view l
     return make_status(StatusCode::kMalformed, "{}: {}", label, builder.problem());
   }
   return builder.take();
+}
+
+Result<nlohmann::json> parse_strict_json(std::string_view text, std::string_view label,
+                                         const JsonLimits& limits) {
+  UF_TRY(parse_json_document(text, label, limits).status());
+  return nlohmann::json::parse(text.begin(), text.end());
 }
 
 std::string json_quoted(std::string_view text) { return nlohmann::json(text).dump(); }

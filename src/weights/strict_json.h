@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -111,8 +112,13 @@ class JsonDocument {
 
 /// `text` as one JSON value. On top of the grammar: a key twice in one object, nesting or a number
 /// of values past the limits, and invalid UTF-8 are kMalformed. Messages start with `label`.
-Result<JsonDocument> parse_strict_json(std::string_view text, std::string_view label,
-                                       const JsonLimits& limits = {});
+Result<JsonDocument> parse_json_document(std::string_view text, std::string_view label,
+                                         const JsonLimits& limits = {});
+
+/// As parse_json_document(), with the same checks, as a tree of nlohmann's: for small texts such as
+/// settings. Letting go of such a tree needs memory, so it is not for checkpoints.
+Result<nlohmann::json> parse_strict_json(std::string_view text, std::string_view label,
+                                         const JsonLimits& limits = {});
 
 /// `text`, which is UTF-8, as JSON has it: in quotes, with escapes.
 std::string json_quoted(std::string_view text);

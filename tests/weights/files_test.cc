@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <nlohmann/json.hpp>
+
 #include "core/output_file.h"
 #include "core/utf8.h"
 #include "weights/mapped_file.h"
@@ -94,25 +96,25 @@ TEST(NamesTest, CleaningRemovesTrainingWrappers) {
 
 TEST(StrictJsonTest, ReadsJson) {
   const auto json =
-      parse_strict_json(R"({"a": [1, -2, 2.5, "x", true, null], "b": {"c": {}}})", "x");
+      parse_json_document(R"({"a": [1, -2, 2.5, "x", true, null], "b": {"c": {}}})", "x");
   ASSERT_OK(json.status());
   EXPECT_EQ(json->root().to_string(), R"({"a":[1,-2,2.5,"x",true,null],"b":{"c":{}}})");
   EXPECT_EQ(json->root().size(), 2U);
   EXPECT_EQ(json->root().find("b")->size(), 1U);
   EXPECT_FALSE(json->root().find("c"));
-  const auto numbers = parse_strict_json("[7, -7, 18446744073709551615, \"7\", []]", "x");
+  const auto numbers = parse_json_document("[7, -7, 18446744073709551615, \"7\", []]", "x");
   ASSERT_OK(numbers.status());
   std::vector<std::optional<uint64_t>> found;
   for (const auto& [key, value] : numbers->root()) found.push_back(value.unsigned_number());
   EXPECT_EQ(found, (std::vector<std::optional<uint64_t>>{7, {}, UINT64_MAX, {}, {}}));
-  EXPECT_EQ(parse_strict_json("[]", "x")->root().to_string(), "[]");
-  EXPECT_EQ(parse_strict_json("\"\\u00e9\\n\"", "x")->root().to_string(), "\"\xc3\xa9\\n\"");
-  EXPECT_EQ(parse_strict_json("7", "x")->root().to_string(), "7");
+  EXPECT_EQ(parse_json_document("[]", "x")->root().to_string(), "[]");
+  EXPECT_EQ(parse_json_document("\"\\u00e9\\n\"", "x")->root().to_string(), "\"\xc3\xa9\\n\"");
+  EXPECT_EQ(parse_json_document("7", "x")->root().to_string(), "7");
 }
 
 TEST(StrictJsonTest, RefusesWhatIsDoubtful) {
   const auto refused = [](const std::string& text, const std::string& why) {
-    expect_failure(parse_strict_json(text, "file.json").status(), StatusCode::kMalformed,
+    expect_failure(parse_json_document(text, "file.json").status(), StatusCode::kMalformed,
                    {"file.json", why});
   };
   refused("", "not valid JSON");
@@ -125,12 +127,22 @@ TEST(StrictJsonTest, RefusesWhatIsDoubtful) {
   refused(std::string(1000, '['), "deeper than 16");
   JsonLimits few;
   few.max_values = 3;
-  expect_failure(parse_strict_json("[1,2,3]", "f", few).status(), StatusCode::kMalformed,
+  expect_failure(parse_json_document("[1,2,3]", "f", few).status(), StatusCode::kMalformed,
                  {"more than 3 values"});
   JsonLimits small;
   small.max_bytes = 6;
-  expect_failure(parse_strict_json("[1,2,3]", "f", small).status(), StatusCode::kMalformed,
+  expect_failure(parse_json_document("[1,2,3]", "f", small).status(), StatusCode::kMalformed,
                  {"7 bytes"});
+}
+
+TEST(StrictJsonTest, TreesPassTheSameChecks) {
+  const auto tree = parse_strict_json(R"({"a": [1, {"b": "x"}]})", "x");
+  ASSERT_OK(tree.status());
+  EXPECT_EQ(tree->dump(), R"({"a":[1,{"b":"x"}]})");
+  expect_failure(parse_strict_json("{\"a\":1,\"a\":2}", "f").status(), StatusCode::kMalformed,
+                 {"f", "\"a\" appears twice"});
+  expect_failure(parse_strict_json(std::string(1000, '['), "f").status(), StatusCode::kMalformed,
+                 {"deeper than 16"});
 }
 
 TEST(ParallelChunksTest, CoversEveryElementOnce) {
