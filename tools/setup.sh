@@ -4,6 +4,7 @@
 #   tools/setup.sh           what building and running needs
 #   tools/setup.sh test      and what test.sh needs
 #   tools/setup.sh bench     and what the benchmark programs need
+#   tools/setup.sh train     and libtorch for the trainer, into build/torch (about 700 MB)
 #   tools/setup.sh --list [GROUP...]   names the packages and installs nothing
 #
 # When nothing is missing it asks dpkg once and is done.
@@ -41,6 +42,7 @@ test   llvm                 # names and lines in sanitizer reports
 test   clang-format-14      # the form of the code
 test   python3              # the check of the includes, the sum of the results
 bench  libbenchmark-dev     # benchmark programs of single operations
+train  python3-pip          # fetches libtorch
 LIST
 }
 
@@ -52,9 +54,9 @@ for argument in "$@"; do
   case $argument in
     --list) list_only=true ;;
     build) ;;
-    test | bench) groups+=("$argument") ;;
+    test | bench | train) groups+=("$argument") ;;
     *)
-      say "unknown group '$argument'; there are build, test and bench"
+      say "unknown group '$argument'; there are build, test, bench and train"
       exit 2
       ;;
   esac
@@ -85,7 +87,25 @@ installed=" $(dpkg-query --show --showformat='${Package}=${db:Status-Status} ' "
 for package in "${wanted[@]}"; do
   if [[ $installed != *" $package=installed "* ]]; then missing+=("$package"); fi
 done
-if ((${#missing[@]} == 0)); then exit 0; fi
+
+# libtorch as the Python package has it: for the trainer its headers and its CPU part, which asks for
+# two small libraries of CUDA even where there is no GPU. Its CUDA part, four times as large, is
+# taken from the machine that has a GPU.
+fetch_libtorch() {
+  local folder
+  [[ " ${groups[*]} " == *" train "* ]] || return 0
+  folder=$(dirname "$0")/../build/torch
+  if [[ -e $folder/torch/lib/libtorch_cpu.so ]]; then return 0; fi
+  if python3 -c 'import torch' 2>/dev/null; then return 0; fi
+  say "fetching libtorch into build/torch"
+  python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+    --target "$folder" torch==2.11.0 nvidia-cuda-cupti==13.0.85 nvidia-cuda-runtime==13.0.96
+  rm -f "$folder"/torch/lib/libtorch_cuda*.so "$folder"/torch/lib/libtorch_nvshmem.so
+}
+if ((${#missing[@]} == 0)); then
+  fetch_libtorch
+  exit 0
+fi
 
 as_root=()
 if ((EUID != 0)); then
@@ -116,4 +136,5 @@ if ! apt install -y --no-install-recommends "${missing[@]}"; then
   say "apt-get could not install: ${missing[*]}"
   exit 1
 fi
+fetch_libtorch
 say "done in $SECONDS s"
