@@ -64,7 +64,7 @@ THIRD_PARTY = [
     (
         r"(cuda|cublas|cudnn|curand|cufft|nvrtc|nvtx|driver_types|vector_types).*"
         r"|(cub|cute|cutlass|thrust|nvtx3)/.*",
-        ["src/ops/cuda/", "src/parallel/nccl"],
+        ["src/ops/cuda/", "src/parallel/nccl", "src/train/world/render.cu"],
         "CUDA stays there",
     ),
     (r"omp\.h", ["src/ops/cpu/"], "loops over threads are a matter of the CPU executor"),

@@ -170,14 +170,6 @@ Rgb anchor(Ground ground) {
   return {10, 58, 28};
 }
 
-Rgb ground_colour(Rgb middle, bool gradient, float height) {
-  if (!gradient) return middle;
-  const float scale = 0.65F + 0.7F * height;
-  const float offset = 28.0F * (height - 0.5F);
-  const auto shade = [&](float value) { return std::clamp(value * scale + offset, 0.0F, 255.0F); };
-  return {shade(middle.r), shade(middle.g), shade(middle.b)};
-}
-
 bool is_held_out(const ObjectTraits& traits) {
   const int sum = static_cast<int>(traits.shape) + static_cast<int>(traits.colour) +
                   static_cast<int>(traits.texture);
@@ -222,16 +214,8 @@ Pose pose_at(const SceneObject& object, int64_t frame) {
 
 int64_t stars_of(uint64_t star_seed, std::span<Star, kMaxStars> stars) {
   int64_t count = 0;
-  uint64_t cell = 0;
-  for (int64_t y = 0; y < kCanvasHeight; y += kStarCell) {
-    for (int64_t x = 0; x < kCanvasWidth; x += kStarCell, ++cell) {
-      const rng::Four r = rng::philox(cell, 0, star_seed);
-      if (rng::uniform(r.x[0]) > 0.6F) continue;
-      stars[static_cast<size_t>(count)] = {static_cast<int16_t>(x + r.x[1] % kStarCell),
-                                           static_cast<int16_t>(y + r.x[2] % kStarCell),
-                                           150.0F + 105.0F * rng::uniform(r.x[3])};
-      ++count;
-    }
+  for (int64_t cell = 0; cell < kMaxStars; ++cell) {
+    if (star_of(star_seed, cell, stars[static_cast<size_t>(count)])) ++count;
   }
   return count;
 }

@@ -77,7 +77,17 @@ inline constexpr float kColourJitter = 10.0F;
 
 /// A background's colour at `height`, 0 at the top to 1 at the bottom. A gradient is half again as
 /// dark at the top as it is light at the bottom, with the named colour in the middle.
-Rgb ground_colour(Rgb middle, bool gradient, float height);
+UF_HOST_DEVICE inline Rgb ground_colour(Rgb middle, bool gradient, float height) {
+  if (!gradient) return middle;
+  const float scale = 0.65F + 0.7F * height;
+  const float offset = 28.0F * (height - 0.5F);
+  float* const channels[3] = {&middle.r, &middle.g, &middle.b};
+  for (float* const channel : channels) {
+    const float value = *channel * scale + offset;
+    *channel = value < 0.0F ? 0.0F : (value > 255.0F ? 255.0F : value);
+  }
+  return middle;
+}
 
 /// What a caption can say about an object.
 struct ObjectTraits {
@@ -150,6 +160,16 @@ struct Star {
 /// One cell of 16 x 16 canvas pixels holds at most one star.
 inline constexpr int64_t kStarCell = 16;
 inline constexpr int64_t kMaxStars = (kCanvasWidth / kStarCell) * (kCanvasHeight / kStarCell);
+/// The star of a cell, counted row by row; false when it has none.
+UF_HOST_DEVICE inline bool star_of(uint64_t star_seed, int64_t cell, Star& star) {
+  constexpr int64_t kCellsAcross = kCanvasWidth / kStarCell;
+  const rng::Four r = rng::philox(static_cast<uint64_t>(cell), 0, star_seed);
+  if (rng::uniform(r.x[0]) > 0.6F) return false;
+  star.x = static_cast<int16_t>(cell % kCellsAcross * kStarCell + r.x[1] % kStarCell);
+  star.y = static_cast<int16_t>(cell / kCellsAcross * kStarCell + r.x[2] % kStarCell);
+  star.level = 150.0F + 105.0F * rng::uniform(r.x[3]);
+  return true;
+}
 /// Writes the stars of a scene, row by row of cells, and returns their number.
 int64_t stars_of(uint64_t star_seed, std::span<Star, kMaxStars> stars);
 

@@ -1,0 +1,51 @@
+// ClipSource: clips of video with captions by index. What an index gives depends on the data, the
+// seed and the index alone, so a run that stops goes on exactly where it was.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "train/world/scene.h"
+#include "ultraflash/status.h"
+
+namespace ultraflash {
+
+/// What a clip is to look like.
+struct ClipShape {
+  int64_t frames = 84;
+  int64_t width = 160;
+  int64_t height = 96;
+};
+
+struct Clip {
+  std::vector<uint8_t> pixels;  // sRGB [frames, height, width, 3]
+  std::string caption;
+  std::string name;  // where it came from, for messages
+};
+
+/// May be used from several threads at once.
+class ClipSource {
+ public:
+  virtual ~ClipSource() = default;
+  /// Clips before they repeat in another order; -1: endless.
+  [[nodiscard]] virtual int64_t size() const = 0;
+  /// Clip `index`, any number from 0 on.
+  [[nodiscard]] virtual Result<Clip> clip(int64_t index, const ClipShape& shape) const = 0;
+};
+
+/// The pocket world at one of its three sizes (others: kInvalidArgument).
+std::unique_ptr<ClipSource> make_world_clips(uint64_t seed, world::Split split);
+
+/// Videos from files. `path` is a folder or a .tar file. A folder is read with all folders and .tar
+/// files in it; links are not followed. A video (mp4 m4v mov mkv webm avi y4m) counts if a file
+/// with the same name and the ending .txt or .json lies next to it, in the same folder or archive:
+/// plain text, or an object with a "caption". Every epoch has another order. From each video a
+/// stretch is taken, cut at the sides (or top and bottom) to the shape's proportions and resized.
+///
+/// kNotFound, kIo, kMalformed for an archive, kInvalidArgument when there is no video with a
+/// caption. clip() fails for a video that cannot be read or has fewer frames than asked for.
+Result<std::unique_ptr<ClipSource>> open_file_clips(const std::string& path, uint64_t seed);
+
+}  // namespace ultraflash

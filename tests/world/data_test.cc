@@ -1,0 +1,152 @@
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "media/frame_sink.h"
+#include "train/data/clip_source.h"
+#include "train/data/tar_index.h"
+#include "train/world/render.h"
+
+namespace ultraflash {
+namespace {
+
+namespace fs = std::filesystem;
+
+class FileClips : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("uf_data_" + std::to_string(getpid()));
+    fs::create_directories(folder_ / "in" / "deep");
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // Frame f of the video is grey level 10 * number + f.
+  void write_video(const fs::path& path, int number, int64_t width, int64_t height,
+                   int64_t frames) {
+    SinkOptions options;
+    options.path = path.string();
+    const auto sink = open_sink(options, {width, height, 16, 1});
+    ASSERT_TRUE(sink.ok()) << sink.status().message();
+    for (int64_t f = 0; f < frames; ++f) {
+      const std::vector<uint8_t> pixels(static_cast<size_t>(width * height * 3),
+                                        static_cast<uint8_t>(10 * number + f));
+      ASSERT_TRUE((*sink)->write(RgbFrame::contiguous(pixels.data(), width, height)).ok());
+    }
+    ASSERT_TRUE((*sink)->finish().ok());
+  }
+  void write_text(const fs::path& path, const std::string& text) {
+    std::ofstream(path, std::ios::binary) << text;
+  }
+  void fill(int count) {
+    for (int i = 0; i < count; ++i) {
+      const fs::path base = folder_ / "in" / (i % 2 == 0 ? "deep" : ".") / std::to_string(i);
+      write_video(base.string() + ".y4m", i, 40, 32, 6);
+      if (i % 3 == 0) {
+        write_text(base.string() + ".json",
+                   R"({"id": 7, "caption": "clip )" + std::to_string(i) + R"("})");
+      } else {
+        write_text(base.string() + ".txt", "clip " + std::to_string(i) + "\n");
+      }
+    }
+    write_video(folder_ / "in" / "lonely.y4m", 0, 40, 32, 6);
+  }
+  void check_epochs(const ClipSource& source, int count) {
+    ASSERT_EQ(source.size(), count);
+    std::vector<std::string> orders;
+    for (int64_t epoch = 0; epoch < 3; ++epoch) {
+      std::set<std::string> captions;
+      std::string order;
+      for (int64_t i = 0; i < count; ++i) {
+        const Result<Clip> clip = source.clip(epoch * count + i, {4, 20, 16});
+        ASSERT_TRUE(clip.ok()) << clip.status().message();
+        ASSERT_EQ(clip->pixels.size(), 4U * 20 * 16 * 3);
+        const int number = std::stoi(clip->caption.substr(5));
+        const int start = clip->pixels[0] - 10 * number;  // within a rounding of the colour coding
+        EXPECT_GE(start, -1) << clip->name;
+        EXPECT_LE(start, 3) << clip->name;
+        EXPECT_NEAR(clip->pixels.back(), clip->pixels[0] + 3, 1);
+        captions.insert(clip->caption);
+        order += clip->caption + ",";
+        const Result<Clip> again = source.clip(epoch * count + i, {4, 20, 16});
+        ASSERT_TRUE(again.ok());
+        EXPECT_EQ(again->pixels, clip->pixels);
+      }
+      EXPECT_EQ(captions.size(), static_cast<size_t>(count));
+      orders.push_back(order);
+    }
+    EXPECT_FALSE(orders[0] == orders[1] && orders[1] == orders[2]);
+  }
+  fs::path folder_;
+};
+
+TEST_F(FileClips, ReadsAFolder) {
+  fill(7);
+  const auto source = open_file_clips((folder_ / "in").string(), 3);
+  ASSERT_TRUE(source.ok()) << source.status().message();
+  check_epochs(**source, 7);
+  EXPECT_EQ((*source)->clip(0, {7, 20, 16}).status().code(), StatusCode::kInvalidArgument)
+      << "the videos have six frames";
+}
+
+// Archives of the system's tar, in the formats that are about.
+TEST_F(FileClips, ReadsArchives) {
+  if (std::system("tar --version > /dev/null 2>&1") != 0) GTEST_SKIP() << "no tar on this machine";
+  fill(7);
+  // A name that does not fit into the header.
+  const std::string deep = std::string(90, 'a') + "/" + std::string(120, 'b');
+  fs::create_directories(folder_ / "in" / fs::path(deep).parent_path());
+  write_video(folder_ / "in" / (deep + ".y4m"), 7, 40, 32, 6);
+  write_text(folder_ / "in" / (deep + ".txt"), "clip 7");
+  for (const std::string format : {"gnu", "pax"}) {
+    const fs::path archive = folder_ / (format + ".tar");
+    const std::string command = "tar --format=" + format + " -cf " + archive.string() + " -C " +
+                                (folder_ / "in").string() + " .";
+    ASSERT_EQ(std::system(command.c_str()), 0);
+    const auto source = open_file_clips(archive.string(), 3);
+    ASSERT_TRUE(source.ok()) << source.status().message();
+    check_epochs(**source, 8);
+  }
+}
+
+TEST_F(FileClips, RefusesWhatCannotBe) {
+  EXPECT_EQ(open_file_clips((folder_ / "none").string(), 1).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(open_file_clips((folder_ / "in").string(), 1).status().code(),
+            StatusCode::kInvalidArgument);
+  write_text(folder_ / "a.tar", std::string(1024, 'x'));
+  EXPECT_EQ(open_file_clips((folder_ / "a.tar").string(), 1).status().code(),
+            StatusCode::kMalformed);
+  // A right header of a member that is longer than the file.
+  std::string header(512, '\0');
+  header.replace(0, 5, "a.txt");
+  header.replace(124, 11, "00000002000");
+  header[156] = '0';
+  int sum = 8 * ' ';
+  for (const char c : header) sum += static_cast<unsigned char>(c);
+  char digits[8];
+  std::snprintf(digits, sizeof(digits), "%06o", static_cast<unsigned>(sum));
+  header.replace(148, 6, digits);
+  write_text(folder_ / "b.tar", header + std::string(1024, 'x'));
+  EXPECT_TRUE(read_tar_index((folder_ / "b.tar").string()).ok());
+  write_text(folder_ / "b.tar", header + std::string(1023, 'x'));
+  EXPECT_EQ(read_tar_index((folder_ / "b.tar").string()).status().code(), StatusCode::kMalformed);
+  header[0] = 'b';
+  write_text(folder_ / "b.tar", header + std::string(1024, 'x'));
+  EXPECT_EQ(read_tar_index((folder_ / "b.tar").string()).status().code(), StatusCode::kMalformed);
+}
+
+TEST(WorldClips, AreTheWorld) {
+  const auto source = make_world_clips(4, world::Split::kTraining);
+  EXPECT_EQ(source->size(), -1);
+  const Result<Clip> clip = source->clip(99, {8, 320, 192});
+  ASSERT_TRUE(clip.ok());
+  EXPECT_EQ(clip->pixels,
+            world::render(world::sample_scene(4, 99), world::RenderWindow::whole(2, 0, 8)));
+  EXPECT_FALSE(source->clip(0, {8, 100, 100}).ok());
+}
+
+}  // namespace
+}  // namespace ultraflash
