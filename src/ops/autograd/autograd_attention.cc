@@ -76,7 +76,8 @@ at::Tensor to_windows(const at::Tensor& x, const WindowGrid& grid) {
       {0, 0, 0, c * w.width - g.width, 0, r * w.height - g.height, 0, t * w.frames - g.frames});
   return padded.view({x.size(0), t, w.frames, r, w.height, c, w.width, dim})
       .permute({0, 1, 3, 5, 2, 4, 6, 7})
-      .reshape({x.size(0), t * r * c, w.tokens(), dim});
+      .reshape({x.size(0), t * r * c, w.tokens(), dim})
+      .contiguous();
 }
 
 // Inverse of to_windows; padding is dropped.
@@ -209,7 +210,7 @@ Tensor AutogradExecutor::do_attention(const Tensor& q_in, const Tensor& k_in, co
         /*is_causal=*/false, scale_of(options));
   }
   if (nothing.defined()) y = y.masked_fill(nothing, 0.0);
-  return from_torch(from_heads(y));
+  return dense(from_heads(y));
 }
 
 Tensor AutogradExecutor::do_attention_in_chunks(const Tensor& q_in, const Tensor& k_in,
@@ -249,7 +250,7 @@ Tensor AutogradExecutor::do_attention_in_chunks(const Tensor& q_in, const Tensor
         by_heads(q[i], heads), keys(k), keys(v), std::nullopt, 0.0, false, scale_of(options))));
     next += key_counts[i];
   }
-  return from_torch(at::cat(parts, 1));
+  return dense(at::cat(parts, 1));
 }
 
 // --- block-sparse attention --------------------------------------------------------------------
@@ -270,7 +271,7 @@ WindowedQueries AutogradExecutor::do_qkv_to_windows(const Tensor& qkv, const Ten
   cache.k = written(cache.k, k, segments);
   cache.v = written(cache.v, to_windows(parts[2], grid), segments);
   cache.pooled_k = written(cache.pooled_k, block_means(k), segments);
-  return {from_torch(q), from_torch(block_means(q))};
+  return {dense(q), dense(block_means(q))};
 }
 
 BlockMask AutogradExecutor::do_select_blocks(const WindowedQueries& queries,
@@ -366,7 +367,7 @@ Tensor AutogradExecutor::do_block_sparse_attention(const WindowedQueries& querie
     y = at::stack(heads_done).view({batch, heads, q.size(2), dim / heads});
   }
   y = y * any.repeat_interleave(window, 2).to(y.scalar_type());
-  return from_torch(from_windows(from_heads(y).unflatten(1, {-1, window}), grid));
+  return dense(from_windows(from_heads(y).unflatten(1, {-1, window}), grid));
 }
 
 }  // namespace ultraflash::autograd

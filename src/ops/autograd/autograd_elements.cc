@@ -42,7 +42,15 @@ Tensor AutogradExecutor::do_conv2d(const Tensor& x, const Conv& weight,
   require_compute(x, weight);
   const int64_t batch = x.dim(0);
   const int64_t frames = x.dim(1);
-  if (frames == 0) return from_torch(in(x).narrow(1, 0, 0));
+  if (frames == 0) {  // a chunk that ended in a pool's waiting frames
+    const Padding& p = options.padding;
+    const auto size = [&](int64_t in, int64_t before, int64_t after, int64_t kernel) {
+      return (in * options.upsample + before + after - kernel) / options.stride + 1;
+    };
+    const Shape& kernel = weight.weight.shape();
+    return do_empty(x.dtype(), {batch, 0, size(x.dim(2), p.top, p.bottom, kernel[2]),
+                                size(x.dim(3), p.left, p.right, kernel[3]), kernel[0]});
+  }
   at::Tensor input = in(x);
   if (options.with_memory) {
     const at::Tensor first =
@@ -65,7 +73,7 @@ Tensor AutogradExecutor::do_conv2d(const Tensor& x, const Conv& weight,
     y = y + residual.view({batch * frames, y.size(2), y.size(3), y.size(1)}).permute({0, 3, 1, 2});
   }
   y = activated(y, options.activation).permute({0, 2, 3, 1}).contiguous();
-  return from_torch(y.view({batch, frames, y.size(1), y.size(2), y.size(3)}));
+  return dense(y.view({batch, frames, y.size(1), y.size(2), y.size(3)}));
 }
 
 Tensor AutogradExecutor::do_causal_conv3d(const Tensor& x, const Conv& weight,
@@ -84,7 +92,7 @@ Tensor AutogradExecutor::do_causal_conv3d(const Tensor& x, const Conv& weight,
   const at::Tensor y =
       at::conv3d(input, prepared(weight).weight(), bias_of(weight), {options.stride_time, 1, 1},
                  std::array<int64_t, 3>{0, padding[0], padding[1]});
-  return from_torch(y.permute({0, 2, 3, 4, 1}).contiguous());
+  return dense(y.permute({0, 2, 3, 4, 1}));
 }
 
 Tensor AutogradExecutor::do_pixel_shuffle(const Tensor& x, int64_t r, Activation activation) {
@@ -93,7 +101,7 @@ Tensor AutogradExecutor::do_pixel_shuffle(const Tensor& x, int64_t r, Activation
                            .view({x.dim(0), x.dim(1), x.dim(2), x.dim(3), channels, r, r})
                            .permute({0, 1, 2, 5, 3, 6, 4})
                            .reshape({x.dim(0), x.dim(1), x.dim(2) * r, x.dim(3) * r, channels});
-  return from_torch(activated(y, activation));
+  return dense(activated(y, activation));
 }
 
 // --- latents, time and noise -------------------------------------------------------------------
@@ -105,18 +113,17 @@ Tensor AutogradExecutor::do_patchify(const Tensor& a, const Tensor& b, DType dty
   const int64_t columns = a.dim(3) / 2;
   const int64_t channels = x.size(4);
   x = x.to(to_torch(dtype)).view({a.dim(0), a.dim(1), rows, 2, columns, 2, channels});
-  return from_torch(x.permute({0, 1, 2, 4, 6, 3, 5})
-                        .reshape({a.dim(0), a.dim(1) * rows * columns, channels * 4}));
+  return dense(x.permute({0, 1, 2, 4, 6, 3, 5})
+                   .reshape({a.dim(0), a.dim(1) * rows * columns, channels * 4}));
 }
 
 Tensor AutogradExecutor::do_unpatchify(const Tensor& tokens, const TokenGrid& grid, DType dtype) {
   const int64_t channels = tokens.dim(2) / 4;
   const at::Tensor x =
       in(tokens).view({tokens.dim(0), grid.frames, grid.height, grid.width, 2, 2, channels});
-  return from_torch(
-      x.permute({0, 1, 2, 4, 3, 5, 6})
-          .reshape({tokens.dim(0), grid.frames, grid.height * 2, grid.width * 2, channels})
-          .to(to_torch(dtype)));
+  return dense(x.permute({0, 1, 2, 4, 3, 5, 6})
+                   .reshape({tokens.dim(0), grid.frames, grid.height * 2, grid.width * 2, channels})
+                   .to(to_torch(dtype)));
 }
 
 Tensor AutogradExecutor::do_sinusoid(std::span<const double> timesteps, int64_t dim) {

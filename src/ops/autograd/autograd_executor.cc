@@ -189,10 +189,10 @@ Tensor AutogradExecutor::do_temporal_pool(const Tensor& x, const Linear& weight,
 
 Tensor AutogradExecutor::do_temporal_grow(const Tensor& x, const Linear& weight, int64_t frames) {
   const int64_t channels = weight.out_features / frames;
-  return from_torch(product(in(x), weight)
-                        .view({x.dim(0), x.dim(1), x.dim(2), x.dim(3), frames, channels})
-                        .permute({0, 1, 4, 2, 3, 5})
-                        .reshape({x.dim(0), x.dim(1) * frames, x.dim(2), x.dim(3), channels}));
+  return dense(product(in(x), weight)
+                   .view({x.dim(0), x.dim(1), x.dim(2), x.dim(3), frames, channels})
+                   .permute({0, 1, 4, 2, 3, 5})
+                   .reshape({x.dim(0), x.dim(1) * frames, x.dim(2), x.dim(3), channels}));
 }
 
 // --- norms and residuals -----------------------------------------------------------------------

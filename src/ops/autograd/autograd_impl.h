@@ -124,6 +124,10 @@ class AutogradExecutor : public Executor {
   std::map<std::array<int64_t, 6>, at::Tensor> rotary_;
 };
 
+/// A handle on a contiguous tensor, as results are: where axes of size 1 allow it, libtorch's
+/// reshape() returns a strided view.
+inline Tensor dense(const at::Tensor& x) { return from_torch(x.contiguous()); }
+
 /// x through an activation.
 at::Tensor activated(at::Tensor x, Activation activation);
 
