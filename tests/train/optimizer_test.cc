@@ -186,7 +186,7 @@ TEST(State, CompactCheckpointsAreCloseAndRefuseAnotherNetwork) {
 }
 
 TEST(Distillation, DmdGradientIsTheScoreDifferenceOverTheDistance) {
-  at::globalContext().defaultGenerator(at::kCPU).set_current_seed(1);
+  at::Generator(at::globalContext().defaultGenerator(at::kCPU)).set_current_seed(1);
   const at::Tensor x = at::randn({2, 3, 4, 5, 6}).set_requires_grad(true);
   const Scores scores{at::randn({2, 3, 4, 5, 6}), at::randn({2, 3, 4, 5, 6})};
   dmd_loss(x, scores).backward();

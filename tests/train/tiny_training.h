@@ -17,15 +17,24 @@ class TrainingFolder {
     std::filesystem::remove_all(path_);
     std::filesystem::create_directories(path_);
     write("recipe.json", R"({
-      "base": "pocket", "name": "tiny",
-      "text": {"encoder": {"dim": 32, "dim_attn": 32, "dim_ffn": 48, "num_heads": 2,
-                           "num_layers": 1}},
+      "name": "tiny", "summary": "for tests", "frames_per_second": 16, "default_scale": 1,
+      "shipped_models": "pocket",
+      "text": {"encoder": {"vocab_size": 1000, "dim": 32, "dim_attn": 32, "dim_ffn": 48,
+                           "num_heads": 2, "num_layers": 1},
+               "checkpoint": {"files": ["text_encoder.safetensors"]},
+               "tokenizer_files": ["spiece.model"]},
       "generator": {
-        "network": {"dim": 48, "ffn_dim": 64, "num_layers": 2, "num_heads": 2, "freq_dim": 16,
-                    "text_dim": 32, "text_len": 32},
-        "latent_height": 6, "latent_width": 8, "cache_frames": 6, "sink_frames": 0},
-      "cascades": [{"scale": 1, "decoder": {"tiny": {"widths": [16, 12, 8, 8]},
-                                            "tiny_encoder": {"width": 8}}}]
+        "network": {"dim": 48, "ffn_dim": 64, "num_layers": 2, "num_heads": 2, "in_dim": 16,
+                    "out_dim": 16, "freq_dim": 16, "text_dim": 32, "text_len": 32},
+        "checkpoint": {"files": ["generator.safetensors"]},
+        "latent_height": 6, "latent_width": 8, "frames_per_chunk": 3,
+        "denoising_steps": [1000, 750, 500, 250], "timestep_shift": 5.0,
+        "cache_kind": "window", "cache_frames": 6, "sink_frames": 0},
+      "cascades": [
+        {"scale": 1,
+         "decoder": {"kind": "tiny", "tiny": {"layout": "tiny", "widths": [16, 12, 8, 8]},
+                     "tiny_encoder": {"latent_channels": 16, "width": 8},
+                     "checkpoint": {"files": ["tiny_autoencoder.safetensors"]}}}]
     })");
   }
   TrainingFolder(const TrainingFolder&) = delete;
