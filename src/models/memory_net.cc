@@ -58,7 +58,7 @@ void MemoryNet::temporal_pool(Loader& loader, std::string_view name, int64_t cha
 
 void MemoryNet::activate(Activation activation) { layers_.emplace_back(Activate{activation}); }
 
-Tensor MemoryNet::run_memory_block(Executor& ops, const MemoryBlock& block, const Tensor& x,
+Tensor MemoryNet::run_memory_block(Executor& ops, const MemoryBlock& block, Tensor x,
                                    MemoryState& state) const {
   if (x.dim(1) == 0) return x;
   Tensor& memory = state.memories[block.state];
@@ -76,15 +76,14 @@ Tensor MemoryNet::run_memory_block(Executor& ops, const MemoryBlock& block, cons
   Conv2dOptions second;
   second.activation = block.activation;
   y = ops.conv2d(y, block.conv_2, second);
-  Conv2dOptions third;
-  third.activation = block.activation;
-  third.residual = block.skip.prepared ? ops.linear(x, block.skip) : x;
-  y = ops.conv2d(y, block.conv_4, third);
   if (!memory.defined() || memory.shape() != one_frame || memory.dtype() != x.dtype()) {
     memory = ops.empty(x.dtype(), one_frame);
   }
   ops.copy(memory, x.slice(1, x.dim(1) - 1, x.dim(1)));
-  return y;
+  Conv2dOptions third;
+  third.activation = block.activation;
+  third.residual = block.skip.prepared ? ops.linear(x, block.skip) : std::move(x);
+  return ops.conv2d(y, block.conv_4, std::move(third));
 }
 
 Tensor MemoryNet::run_temporal_pool(Executor& ops, const TemporalPool& pool, const Tensor& x,
@@ -126,7 +125,7 @@ Tensor MemoryNet::run(Executor& ops, Tensor x, MemoryState& state) const {
       x = ops.conv2d(x, conv->weight, options);
     } else if (const auto* block = std::get_if<MemoryBlock>(&layer)) {
       UF_CHECK(upsample == 1, "a memory block right after an upsampling");
-      x = run_memory_block(ops, *block, x, state);
+      x = run_memory_block(ops, *block, std::move(x), state);
     } else if (const auto* up = std::get_if<Upsample>(&layer)) {
       upsample *= up->factor;
     } else if (const auto* shuffle = std::get_if<PixelShuffle>(&layer)) {

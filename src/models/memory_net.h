@@ -103,7 +103,7 @@ class MemoryNet {
   using Layer = std::variant<SoftClamp, Convolution, MemoryBlock, Upsample, PixelShuffle,
                              TemporalGrow, TemporalPool, Activate>;
 
-  Tensor run_memory_block(Executor& ops, const MemoryBlock& block, const Tensor& x,
+  Tensor run_memory_block(Executor& ops, const MemoryBlock& block, Tensor x,
                           MemoryState& state) const;
   static Tensor run_temporal_pool(Executor& ops, const TemporalPool& pool, const Tensor& x,
                                   MemoryState& state);

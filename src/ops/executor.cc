@@ -371,7 +371,8 @@ Tensor Executor::block_sparse_attention(const WindowedQueries& queries, const Wi
   return do_block_sparse_attention(queries, cache, mask, grid, heads, place);
 }
 
-Tensor Executor::conv2d(const Tensor& x, const Conv& weight, const Conv2dOptions& options) {
+// By value, so that options that were moved in may hold the only handle of their residual.
+Tensor Executor::conv2d(const Tensor& x, const Conv& weight, Conv2dOptions options) {
   require_rank(x, 5, "conv2d", "x");
   require_dense(x, "conv2d", "x");
   UF_CHECK(weight.prepared != nullptr, "conv2d: the weight was not prepared");

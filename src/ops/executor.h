@@ -142,8 +142,9 @@ class Executor {
 
   /// 2-D convolution of every frame. With `with_memory` the input channels are (x_t, x_{t-1}): the
   /// weight takes 2c channels, and the frame before the first one is `memory`
-  /// [batch, 1, h, w, c] (undefined: zeros). TAEHV's MemBlock.
-  Tensor conv2d(const Tensor& x, const Conv& weight, const Conv2dOptions& options);
+  /// [batch, 1, h, w, c] (undefined: zeros). TAEHV's MemBlock. Options that are moved in hand over
+  /// their residual.
+  Tensor conv2d(const Tensor& x, const Conv& weight, Conv2dOptions options);
   /// 3-D convolution over the frames (zeros, past, x), valid in time:
   /// output frames = (zeros + p + t - kernel_time) / stride_time + 1.
   Tensor causal_conv3d(const Tensor& x, const Conv& weight, const Conv3dOptions& options);

@@ -118,6 +118,61 @@ void CpuExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
   conv.prepared = std::move(prepared);
 }
 
+// Every frame beside the one before it: channels (x_t, x_{t-1}).
+void CpuExecutor::join_memory(const Tensor& x, const Tensor& memory, std::byte* joined) const {
+  const int64_t frames = x.dim(1);
+  const int64_t height = x.dim(2);
+  const int64_t width = x.dim(3);
+  const auto bytes = x.dim(4) * static_cast<int64_t>(dtype_size(x.dtype()));
+  const int64_t frame_bytes = height * width * bytes;
+  parallel_for(x.dim(0) * frames * height, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t image = r / height;
+      const std::byte* current = x.raw() + r * width * bytes;
+      const std::byte* past = nullptr;
+      if (image % frames > 0) {
+        past = current - frame_bytes;
+      } else if (memory.defined()) {
+        past = memory.raw() + image / frames * frame_bytes + (r % height) * width * bytes;
+      }
+      std::byte* out = joined + 2 * r * width * bytes;
+      for (int64_t p = 0; p < width; ++p) {
+        std::memcpy(out, current, static_cast<size_t>(bytes));
+        if (past != nullptr) {
+          std::memcpy(out + bytes, past, static_cast<size_t>(bytes));
+          past += bytes;
+        } else {
+          std::memset(out + bytes, 0, static_cast<size_t>(bytes));
+        }
+        current += bytes;
+        out += 2 * bytes;
+      }
+    }
+  });
+}
+
+// Every pixel `factor` times in both directions.
+void CpuExecutor::enlarge(const Tensor& x, int64_t factor, std::byte* large) const {
+  const int64_t width = x.dim(3);
+  const auto bytes = x.dim(4) * static_cast<int64_t>(dtype_size(x.dtype()));
+  const int64_t line = width * factor * bytes;
+  parallel_for(x.dim(0) * x.dim(1) * x.dim(2), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const std::byte* pixel = x.raw() + r * width * bytes;
+      std::byte* first = large + r * factor * line;
+      std::byte* out = first;
+      for (int64_t p = 0; p < width; ++p, pixel += bytes) {
+        for (int64_t i = 0; i < factor; ++i, out += bytes) {
+          std::memcpy(out, pixel, static_cast<size_t>(bytes));
+        }
+      }
+      for (int64_t i = 1; i < factor; ++i) {
+        std::memcpy(first + i * line, first, static_cast<size_t>(line));
+      }
+    }
+  });
+}
+
 Tensor CpuExecutor::do_conv2d(const Tensor& x_any, const Conv& weight,
                               const Conv2dOptions& options) {
   const auto& prepared = static_cast<const CpuConv&>(*weight.prepared);
@@ -127,94 +182,50 @@ Tensor CpuExecutor::do_conv2d(const Tensor& x_any, const Conv& weight,
            "conv2d: memory {} beside x {}", options.memory.to_string(), x.to_string());
   if (!prepared.onednn) return conv_own(x, weight, options);
 
-  const int64_t batch = x.dim(0);
-  const int64_t frames = x.dim(1);
-  int64_t height = x.dim(2);
-  int64_t width = x.dim(3);
-  int64_t channels = x.dim(4);
-  const auto element = static_cast<int64_t>(dtype_size(x.dtype()));
-  Tensor input = x;
-  if (options.with_memory) {
-    // Current and previous frame side by side in the channels.
-    const int64_t pixels = height * width;
-    Tensor joined = arena_.allocate(x.dtype(), {batch, frames, height, width, 2 * channels});
-    const auto bytes = static_cast<size_t>(channels * element);
-    parallel_for(batch * frames * height, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const int64_t frame = r / height % frames;
-        const int64_t sample = r / (height * frames);
-        const int64_t offset = r * width * channels * element;
-        const std::byte* current = x.raw() + offset;
-        const std::byte* past = nullptr;
-        if (frame > 0) {
-          past = current - pixels * channels * element;
-        } else if (options.memory.defined()) {
-          past =
-              options.memory.raw() + (sample * pixels + (r % height) * width) * channels * element;
-        }
-        std::byte* out = joined.mutable_raw() + 2 * offset;
-        for (int64_t p = 0; p < width; ++p) {
-          std::memcpy(out, current, bytes);
-          if (past != nullptr) {
-            std::memcpy(out + bytes, past, bytes);
-            past += bytes;
-          } else {
-            std::memset(out + bytes, 0, bytes);
-          }
-          current += bytes;
-          out += 2 * bytes;
-        }
-      }
-    });
-    input = joined;
-    channels *= 2;
-  }
-  if (options.upsample > 1) {
-    const int64_t factor = options.upsample;
-    Tensor large =
-        arena_.allocate(x.dtype(), {batch, frames, height * factor, width * factor, channels});
-    const auto bytes = static_cast<size_t>(channels * element);
-    const int64_t line = width * factor * channels * element;
-    parallel_for(batch * frames * height, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const std::byte* in = input.raw() + r * width * channels * element;
-        std::byte* first = large.mutable_raw() + r * factor * line;
-        std::byte* out = first;
-        for (int64_t p = 0; p < width; ++p) {
-          for (int64_t i = 0; i < factor; ++i, out += bytes) std::memcpy(out, in, bytes);
-          in += bytes;
-        }
-        for (int64_t i = 1; i < factor; ++i) {
-          std::memcpy(first + i * line, first, static_cast<size_t>(line));
-        }
-      }
-    });
-    input = large;
-    height *= factor;
-    width *= factor;
-  }
-
+  const int64_t factor = options.upsample;
+  const int64_t height = x.dim(2) * factor;
+  const int64_t width = x.dim(3) * factor;
+  const int64_t channels = x.dim(4) * (options.with_memory ? 2 : 1);
+  const Padding& pad = options.padding;
+  const Shape shape = {x.dim(0), x.dim(1),
+                       out_size(height, pad.top, pad.bottom, weight.weight.dim(2), options.stride),
+                       out_size(width, pad.left, pad.right, weight.weight.dim(3), options.stride),
+                       weight.weight.dim(0)};
   OneDnnConvCall call;
-  call.x = input.raw();
-  call.images = batch * frames;
   call.height = height;
   call.width = width;
   call.stride = options.stride;
-  call.padding = options.padding;
+  call.padding = pad;
   call.bias = prepared.bias.defined() ? prepared.bias.data<float>() : nullptr;
-  call.residual = options.residual.defined() ? options.residual.raw() : nullptr;
   call.activation = options.activation;
-  const Padding& pad = options.padding;
-  Tensor y = arena_.allocate(
-      x.dtype(),
-      {batch, frames, out_size(height, pad.top, pad.bottom, weight.weight.dim(2), options.stride),
-       out_size(width, pad.left, pad.right, weight.weight.dim(3), options.stride),
-       weight.weight.dim(0)});
-  UF_CHECK(!options.residual.defined() ||
-               (options.residual.shape() == y.shape() && options.residual.dtype() == y.dtype()),
-           "conv2d: residual {} for a result {}", options.residual.to_string(), y.to_string());
+  call.accumulate = options.residual.defined();
+  Tensor y;
+  if (call.accumulate) {
+    UF_CHECK(options.residual.shape() == shape && options.residual.dtype() == x.dtype() &&
+                 options.residual.contiguous(),
+             "conv2d: residual {} for a result {}", options.residual.to_string(),
+             shape.to_string());
+    y = options.residual.exclusive() ? options.residual : arena_.allocate(x.dtype(), shape);
+    if (!options.residual.exclusive()) do_copy(y, options.residual);
+  } else {
+    y = arena_.allocate(x.dtype(), shape);
+  }
+  if (y.numel() == 0) return y;
+
+  call.images = x.dim(0) * x.dim(1);
+  Tensor input = x;
+  if (options.with_memory) {
+    input = arena_.allocate(x.dtype(), x.shape().with(4, channels));
+    join_memory(x, options.memory, input.mutable_raw());
+  }
+  if (factor > 1) {
+    Tensor large = arena_.allocate(x.dtype(), {x.dim(0), x.dim(1), height, width, channels});
+    enlarge(input, factor, large.mutable_raw());
+    input = large;
+  }
+  call.x = input.raw();
   call.y = y.mutable_raw();
-  if (y.numel() > 0) onednn_->conv(*prepared.onednn, call);
+  onednn_->conv(*prepared.onednn, call);
   return y;
 }
 

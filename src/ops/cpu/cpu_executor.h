@@ -131,6 +131,8 @@ class CpuExecutor final : public Executor {
                        int64_t out, Activation activation, void* y);
   void own_gemm(const void* x, int64_t rows, const float* packed, const float* bias, int64_t in,
                 int64_t out, DType dtype, Activation activation, void* y, int64_t y_stride);
+  void join_memory(const Tensor& x, const Tensor& memory, std::byte* joined) const;
+  void enlarge(const Tensor& x, int64_t factor, std::byte* large) const;
   Tensor conv_own(const Tensor& x, const Conv& weight, const Conv2dOptions& options);
   Tensor conv3d_own(const Tensor& x, const Conv& weight, const Conv3dOptions& options);
   ResidualNorm residual_norm(Tensor x, const Tensor* y, const Tensor& gate, bool norm,

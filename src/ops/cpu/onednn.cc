@@ -44,11 +44,11 @@ bool is_reference(const char* implementation) {
   return std::string_view(implementation).find("ref") != std::string_view::npos;
 }
 
-dnnl::primitive_attr attributes(Activation activation, const memory::desc* residual) {
+dnnl::primitive_attr attributes(Activation activation, bool accumulate) {
   dnnl::primitive_attr attr;
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   dnnl::post_ops ops;
-  if (residual != nullptr) ops.append_binary(dnnl::algorithm::binary_add, *residual);
+  if (accumulate) ops.append_sum(1.0F);
   switch (activation) {
     case Activation::kNone:
       break;
@@ -148,7 +148,6 @@ struct Call {
   memory x;
   memory weight;
   memory bias;
-  memory residual;
   memory y;
   memory scratch;
   Tensor scratch_bytes;
@@ -216,7 +215,7 @@ dnnl::matmul::primitive_desc OneDnnImpl::matmul(const OneDnnLinearCall& call, in
                                                 const memory::desc& weight) {
   const memory::desc x({call.rows, in}, onednn_type(dtype), memory::format_tag::ab);
   const memory::desc y({call.rows, out}, onednn_type(dtype), memory::dims{call.y_stride, 1});
-  const dnnl::primitive_attr attr = attributes(call.activation, nullptr);
+  const dnnl::primitive_attr attr = attributes(call.activation, /*accumulate=*/false);
   if (call.bias == nullptr) {
     return {dnnl::matmul::desc(x, weight, y), attr, cpu_engine()};
   }
@@ -233,9 +232,6 @@ void OneDnnImpl::finish(Call& entry, const memory::desc& scratch) {
                      {DNNL_ARG_DST, entry.y},
                      {DNNL_ARG_SCRATCHPAD, entry.scratch}};
   if (entry.bias) entry.arguments.insert({DNNL_ARG_BIAS, entry.bias});
-  if (entry.residual) {
-    entry.arguments.insert({DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, entry.residual});
-  }
 }
 
 void OneDnnImpl::run(Call& entry) {
@@ -361,9 +357,7 @@ void OneDnnImpl::build_conv(Weight& weight, const OneDnnConvCall& call, Call& en
   const memory::desc y(y_dims, type, tag);
   const memory::desc weights(w_dims, type, memory::format_tag::any);
   const memory::desc bias({weight.out}, memory::data_type::f32, memory::format_tag::a);
-  const memory::desc residual = y;
-  const dnnl::primitive_attr attr =
-      attributes(call.activation, call.residual != nullptr ? &residual : nullptr);
+  const dnnl::primitive_attr attr = attributes(call.activation, call.accumulate);
   const auto desc = call.bias != nullptr
                         ? dnnl::convolution_forward::desc(dnnl::prop_kind::forward_inference,
                                                           dnnl::algorithm::convolution_direct, x,
@@ -377,7 +371,6 @@ void OneDnnImpl::build_conv(Weight& weight, const OneDnnConvCall& call, Call& en
   entry.x = empty_memory(pd.src_desc());
   entry.y = empty_memory(pd.dst_desc());
   if (call.bias != nullptr) entry.bias = empty_memory(pd.bias_desc());
-  if (call.residual != nullptr) entry.residual = empty_memory(residual);
 
   const Tensor plain = weight.source.to(weight.compute);
   const memory source(
@@ -403,13 +396,12 @@ void OneDnnImpl::conv(OneDnnWeight& any_weight, const OneDnnConvCall& call) {
                      call.padding.left,
                      call.padding.right,
                      call.bias != nullptr ? 1 : 0,
-                     call.residual != nullptr ? 1 : 0,
+                     call.accumulate ? 1 : 0,
                      static_cast<int64_t>(call.activation)};
     Call& entry = find_or_build(key, [&](Call& fresh) { build_conv(weight, call, fresh); });
     entry.x.set_data_handle(const_cast<void*>(call.x));
     entry.y.set_data_handle(call.y);
     if (entry.bias) entry.bias.set_data_handle(const_cast<float*>(call.bias));
-    if (entry.residual) entry.residual.set_data_handle(const_cast<void*>(call.residual));
     run(entry);
   });
 }

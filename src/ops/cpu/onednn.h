@@ -38,7 +38,8 @@ struct OneDnnConvCall {
   int64_t stride_time = 1;
   Padding padding;
   const float* bias = nullptr;
-  const void* residual = nullptr;  // shape of the result, added before the activation
+  bool accumulate =
+      false;  // y holds a residual, to which the product is added before the activation
   Activation activation = Activation::kNone;
   void* y = nullptr;
 };
