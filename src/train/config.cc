@@ -62,7 +62,7 @@ Status apply_override(nlohmann::json& object, const std::string& assignment) {
     return make_status(StatusCode::kInvalidArgument, "--set {}: write it as field=value",
                        assignment);
   }
-  std::string pointer = "/" + assignment.substr(0, equals);
+  std::string pointer = fmt::format("/{}", assignment.substr(0, equals));
   std::replace(pointer.begin(), pointer.end(), '.', '/');
   const std::string text = assignment.substr(equals + 1);
   nlohmann::json value = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);

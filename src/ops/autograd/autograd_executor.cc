@@ -101,7 +101,10 @@ void AutogradExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
 // --- memory ------------------------------------------------------------------------------------
 
 AutogradExecutor::AutogradExecutor(const AutogradOptions& options)
-    : options_(options), torch_device_(to_torch(options.device)) {}
+    : options_(options), torch_device_(to_torch(options.device)) {
+  // Training meets few shapes, each many times: convolutions are worth a search.
+  if (!torch_device_.is_cpu()) at::globalContext().setBenchmarkCuDNN(true);
+}
 
 std::string AutogradExecutor::description() const {
   return fmt::format("autograd (libtorch {}, {})", TORCH_VERSION, device_name(options_.device));
