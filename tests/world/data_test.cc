@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -126,9 +127,7 @@ TEST_F(FileClips, RefusesWhatCannotBe) {
   header[156] = '0';
   int sum = 8 * ' ';
   for (const char c : header) sum += static_cast<unsigned char>(c);
-  char digits[8];
-  std::snprintf(digits, sizeof(digits), "%06o", static_cast<unsigned>(sum));
-  header.replace(148, 6, digits);
+  header.replace(148, 6, fmt::format("{:06o}", sum));
   write_text(folder_ / "b.tar", header + std::string(1024, 'x'));
   EXPECT_TRUE(read_tar_index((folder_ / "b.tar").string()).ok());
   write_text(folder_ / "b.tar", header + std::string(1023, 'x'));

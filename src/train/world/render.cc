@@ -13,7 +13,6 @@ namespace {
 
 // Three canvas rows make `scale` rows of the picture, and three columns as many columns.
 constexpr int64_t kGroup = 3;
-constexpr int64_t kBands = kCanvasHeight / kGroup;
 constexpr int64_t kMaxScale = 3;
 
 // Weight of canvas row j of a group in row i of the picture, [scale][i][j].
