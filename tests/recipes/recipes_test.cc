@@ -38,6 +38,7 @@ TEST(RecipeTest, SizesOfThePresets) {
   EXPECT_EQ(size("longlive-1k"), std::pair(int64_t{1664}, int64_t{960}));
   EXPECT_EQ(size("longlive-2k"), std::pair(int64_t{2496}, int64_t{1440}));
   EXPECT_EQ(size("pocket"), std::pair(int64_t{320}, int64_t{192}));
+  EXPECT_EQ(size("pocket-lr"), std::pair(int64_t{160}, int64_t{96}));
 }
 
 TEST(RecipeTest, LongLiveKeepsASinkAndAWindow) {
