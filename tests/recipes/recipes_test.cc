@@ -13,7 +13,7 @@ namespace {
 
 TEST(RecipeTest, EveryPresetIsValidAndSurvivesItsOwnJson) {
   const std::vector<std::string> presets = Recipe::presets();
-  EXPECT_EQ(presets.size(), 7U);
+  EXPECT_EQ(presets.size(), 8U);
   for (const std::string& name : presets) {
     const Result<Recipe> recipe = Recipe::find(name);
     ASSERT_TRUE(recipe.ok()) << recipe.status().message();
