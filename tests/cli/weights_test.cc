@@ -172,7 +172,8 @@ TEST_F(WeightsTest, InspectShowsOrRefuses) {
   write_file(file("a.pt"), "this is no archive");
   EXPECT_TRUE(is_sentence(run({"inspect", "a.pt"}), 4, "a.pt"));
   write_file(file("a.y4m"), "this is no video");
-  EXPECT_TRUE(is_sentence(run({"inspect", "a.y4m"}), 4, "a.y4m"));
+  // What does not begin as y4m is FFmpeg's to judge, whatever its name.
+  EXPECT_TRUE(is_sentence(run({"inspect", "a.y4m"}), has_ffmpeg() ? 4 : 5, "a.y4m"));
   write_file(file("a.mp4"), "this is no video");
   EXPECT_TRUE(is_sentence(run({"inspect", "a.mp4"}), has_ffmpeg() ? 4 : 5, "a.mp4"));
   EXPECT_TRUE(is_sentence(run({"inspect"}), 2, "file"));

@@ -57,7 +57,8 @@ int64_t CountedMemory::peak_bytes() const { return state.peak_bytes; }
 
 }  // namespace ultraflash::testing
 
-// The forms that the standard library builds the others on.
+// The forms that the standard library builds the others on, and the ones that do not throw: the
+// sanitizers would otherwise put their own beside these.
 void* operator new(size_t size) { return ultraflash::testing::allocate(size, 1); }
 void* operator new[](size_t size) { return ultraflash::testing::allocate(size, 1); }
 void* operator new(size_t size, std::align_val_t alignment) {
@@ -65,6 +66,22 @@ void* operator new(size_t size, std::align_val_t alignment) {
 }
 void* operator new[](size_t size, std::align_val_t alignment) {
   return ultraflash::testing::allocate(size, static_cast<size_t>(alignment));
+}
+void* operator new(size_t size, const std::nothrow_t&) noexcept {
+  try {
+    return ultraflash::testing::allocate(size, 1);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+void* operator new[](size_t size, const std::nothrow_t& tag) noexcept {
+  return operator new(size, tag);
+}
+void operator delete(void* memory, const std::nothrow_t&) noexcept {
+  ultraflash::testing::release(memory);
+}
+void operator delete[](void* memory, const std::nothrow_t&) noexcept {
+  ultraflash::testing::release(memory);
 }
 void operator delete(void* memory) noexcept { ultraflash::testing::release(memory); }
 void operator delete[](void* memory) noexcept { ultraflash::testing::release(memory); }
