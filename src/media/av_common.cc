@@ -149,16 +149,17 @@ Result<InputPtr> ReadStream::open_container() {
                        "a file",
                        file_.name());
   }
+  Dictionary options;
+  options.set("format_whitelist", kDemuxers);
+  options.set("codec_whitelist", kDecoders);
+  options.set("protocol_whitelist", "none");
+  // Until libavformat has taken it, nothing below may throw.
   AVFormatContext* context = avformat_alloc_context();
   if (context == nullptr) throw std::bad_alloc();
   context->pb = context_;
   context->interrupt_callback = {interrupted, this};
   context->io_open = refuse_open;
   context->max_streams = 64;
-  Dictionary options;
-  options.set("format_whitelist", kDemuxers);
-  options.set("codec_whitelist", kDecoders);
-  options.set("protocol_whitelist", "none");
   // No name: formats are told by their bytes, not by the ending of the path.
   const int code = avformat_open_input(&context, "", nullptr, options.get());
   if (code >= 0) return InputPtr(context);
