@@ -5,6 +5,9 @@ set(UF_ONEDNN AUTO CACHE STRING "Matrix products and convolutions through oneDNN
 set(UF_FFMPEG AUTO CACHE STRING "Video files through FFmpeg's libav* (AUTO, ON, OFF)")
 set(UF_PNG AUTO CACHE STRING "PNG sequences through libpng (AUTO, ON, OFF)")
 option(UF_CUDA "The CUDA executor (needs the CUDA 13 toolkit)" OFF)
+set(UF_CUDA_ARCHITECTURES "80-real,90a-real,100-real,120" CACHE STRING
+    "GPU architectures, comma separated, as CMAKE_CUDA_ARCHITECTURES takes them")
+set(UF_CUDNN AUTO CACHE STRING "Attention and convolutions through cuDNN (AUTO, ON, OFF)")
 option(UF_NCCL "Several GPUs through NCCL (needs UF_CUDA)" OFF)
 option(UF_MPI "Several hosts through MPI" OFF)
 option(UF_TRAIN "Training through libtorch" OFF)
@@ -17,7 +20,7 @@ option(UF_LTO "Link-time optimisation" OFF)
 option(UF_PORTABLE "Put fmt, spdlog and utf8proc into the program, to run where they are missing" OFF)
 set(UF_SANITIZE "" CACHE STRING "address;undefined, thread or memory")
 
-set(UF_OPTIONS UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDA UF_NCCL UF_MPI UF_TRAIN UF_TORCH_DIR UF_PORTABLE
+set(UF_OPTIONS UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDA UF_CUDA_ARCHITECTURES UF_CUDNN UF_NCCL UF_MPI UF_TRAIN UF_TORCH_DIR UF_PORTABLE
     UF_TESTS UF_FUZZ UF_BENCH UF_WERROR UF_LTO UF_SANITIZE)
 
 # A misspelt -DUF_... would otherwise change nothing and say nothing. The programs are found, not set.
@@ -30,12 +33,12 @@ foreach(name IN LISTS UF_CACHED)
             "If an older version put it into this build folder, remove it with cmake -U${name}.")
   endif()
 endforeach()
-foreach(option UF_ONEDNN UF_FFMPEG UF_PNG)
+foreach(option UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDNN)
   if(NOT ${option} MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "${option}=${${option}}; it takes AUTO, ON or OFF")
   endif()
 endforeach()
-foreach(option UF_CUDA UF_NCCL UF_MPI)
+foreach(option UF_NCCL UF_MPI)
   if(${option})
     message(FATAL_ERROR "${option}=ON, but this version has no such part yet; see CHANGELOG.md")
   endif()
@@ -53,7 +56,7 @@ if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
 endif()
 # Infinities mark masked scores and a*b+c must round twice where it says so: no fast-math.
-add_compile_options(-ffp-contract=off -fno-math-errno)
+add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off;-fno-math-errno>")
 if(UF_LTO)
   set(CMAKE_INTERPROCEDURAL_OPTIMIZATION ON)
 endif()

@@ -5,6 +5,8 @@
 #   tools/setup.sh test      and what test.sh needs
 #   tools/setup.sh bench     and what the benchmark programs need
 #   tools/setup.sh train     and libtorch for the trainer, into build/torch (about 700 MB)
+#   tools/setup.sh cuda      and cudnn-frontend, into build/cudnn-frontend; the CUDA 13 toolkit and
+#                            cuDNN 9 themselves come from NVIDIA
 #   tools/setup.sh --list [GROUP...]   names the packages and installs nothing
 #
 # When nothing is missing it asks dpkg once and is done.
@@ -43,6 +45,7 @@ test   clang-format-14      # the form of the code
 test   python3              # the check of the includes, the sum of the results
 bench  libbenchmark-dev     # benchmark programs of single operations
 train  python3-pip          # fetches libtorch
+cuda   python3-pip          # fetches the headers of cudnn-frontend
 LIST
 }
 
@@ -54,9 +57,9 @@ for argument in "$@"; do
   case $argument in
     --list) list_only=true ;;
     build) ;;
-    test | bench | train) groups+=("$argument") ;;
+    test | bench | train | cuda) groups+=("$argument") ;;
     *)
-      say "unknown group '$argument'; there are build, test, bench and train"
+      say "unknown group '$argument'; there are build, test, bench, train and cuda"
       exit 2
       ;;
   esac
@@ -102,8 +105,19 @@ fetch_libtorch() {
     --target "$folder" torch==2.11.0 nvidia-cuda-cupti==13.0.85 nvidia-cuda-runtime==13.0.96
   rm -f "$folder"/torch/lib/libtorch_cuda*.so "$folder"/torch/lib/libtorch_nvshmem.so
 }
+# Only headers are taken from it.
+fetch_cudnn_frontend() {
+  local folder
+  [[ " ${groups[*]} " == *" cuda "* ]] || return 0
+  folder=$(dirname "$0")/../build/cudnn-frontend
+  if [[ -e $folder/include/cudnn_frontend.h ]]; then return 0; fi
+  say "fetching cudnn-frontend into build/cudnn-frontend"
+  python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+    --target "$folder" nvidia-cudnn-frontend==1.32.0
+}
 if ((${#missing[@]} == 0)); then
   fetch_libtorch
+  fetch_cudnn_frontend
   exit 0
 fi
 
@@ -137,4 +151,5 @@ if ! apt install -y --no-install-recommends "${missing[@]}"; then
   exit 1
 fi
 fetch_libtorch
+fetch_cudnn_frontend
 say "done in $SECONDS s"

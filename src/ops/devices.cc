@@ -2,11 +2,32 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+
 #include "core/check.h"
 #include "ops/cpu/cpu_executor.h"
-#include "ops/none/cuda_none.h"
+#include "ops/cuda/cuda_executor.h"
 
 namespace ultraflash {
+namespace {
+
+Result<std::unique_ptr<Executor>> make_cuda(const ExecutorOptions& options) {
+  cuda::CudaOptions cuda;
+  if (options.device.starts_with("cuda:")) {
+    const char* end = options.device.data() + options.device.size();
+    const auto [rest, error] = std::from_chars(options.device.data() + 5, end, cuda.device);
+    if (error != std::errc() || rest != end || cuda.device < 0) {
+      return make_status(StatusCode::kInvalidArgument,
+                         "'{}' is no device; choose auto, cpu, cuda or cuda:N", options.device);
+    }
+  }
+  cuda.memory_limit_bytes = options.memory_limit_bytes;
+  cuda.guard_bytes = options.guard_bytes;
+  cuda.use_cudnn = options.use_cudnn;
+  return cuda::make_cuda_executor(cuda);
+}
+
+}  // namespace
 
 Result<std::unique_ptr<Executor>> make_executor(const ExecutorOptions& options) {
   if (options.threads < 0 || options.threads > 4096) {
@@ -15,7 +36,7 @@ Result<std::unique_ptr<Executor>> make_executor(const ExecutorOptions& options) 
                        options.threads);
   }
   if (options.device == "cuda" || options.device.starts_with("cuda:")) {
-    return make_cuda_executor();
+    return make_cuda(options);
   }
   if (options.device != "auto" && options.device != "cpu") {
     return make_status(StatusCode::kInvalidArgument,
@@ -40,7 +61,9 @@ std::vector<DeviceReport> list_devices() {
   cpu_options.device = "cpu";
   const Result<std::unique_ptr<Executor>> cpu = make_executor(cpu_options);
   reports.push_back({"cpu", cpu.ok(), cpu.ok() ? (*cpu)->description() : cpu.status().message()});
-  reports.push_back({"cuda", false, make_cuda_executor().status().message()});
+  for (cuda::CudaDevice& device : cuda::list_cuda_devices()) {
+    reports.push_back({std::move(device.name), device.usable, std::move(device.description)});
+  }
   return reports;
 }
 

@@ -1,0 +1,22 @@
+// CUDA's return codes as Errors with a sentence for people. Only files of ops/cuda include this.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace ultraflash::cuda {
+
+/// Throws Error(kOutOfMemory) or Error(kDevice): what was called, where, what CUDA says.
+[[noreturn]] void throw_cuda_error(cudaError_t error, const char* call, const char* file, int line);
+
+}  // namespace ultraflash::cuda
+
+/// Runs a CUDA runtime call and throws when it fails.
+#define UF_CUDA_TRY(call)                                                             \
+  do {                                                                                \
+    const cudaError_t uf_cuda_error = (call);                                         \
+    if (uf_cuda_error != cudaSuccess) [[unlikely]]                                    \
+      ::ultraflash::cuda::throw_cuda_error(uf_cuda_error, #call, __FILE__, __LINE__); \
+  } while (false)
+
+/// After a kernel launch: throws when it could not be queued.
+#define UF_CUDA_LAUNCHED() UF_CUDA_TRY(cudaGetLastError())
