@@ -111,23 +111,44 @@ int64_t relative_position_bucket(int64_t relative, int64_t num_buckets, int64_t 
 
 Tensor Umt5Encoder::bias_elements(int64_t length) const {
   const int64_t heads = config_.num_heads;
-  Tensor elements = Tensor::allocate(DType::kI64, {heads, length * length});
+  const int64_t count = 2 * length - 1;
+  Tensor elements = Tensor::allocate(DType::kI64, {heads, count});
   auto* out = elements.mutable_data<int64_t>();
-  for (int64_t key = 0; key < length; ++key) {
-    for (int64_t query = 0; query < length; ++query) {
-      const int64_t bucket =
-          relative_position_bucket(key - query, config_.num_buckets, config_.max_distance);
-      for (int64_t h = 0; h < heads; ++h) {
-        out[(h * length + key) * length + query] = bucket * heads + h;
-      }
-    }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t relative = length - 1 - i;  // key minus query
+    const int64_t bucket =
+        relative_position_bucket(relative, config_.num_buckets, config_.max_distance);
+    for (int64_t h = 0; h < heads; ++h) out[h * count + i] = bucket * heads + h;
   }
   return elements;
 }
 
-Tensor Umt5Encoder::run(Executor& ops, const Tensor& ids, const Tensor& lengths,
+namespace {
+
+// The first `columns` ids of each row.
+Tensor first_columns(const Tensor& ids, int64_t columns) {
+  Tensor result = Tensor::allocate(DType::kI64, {ids.dim(0), columns});
+  for (int64_t b = 0; b < ids.dim(0); ++b) {
+    std::copy_n(ids.data<int64_t>() + b * ids.dim(1), columns,
+                result.mutable_data<int64_t>() + b * columns);
+  }
+  return result;
+}
+
+}  // namespace
+
+Tensor Umt5Encoder::run(Executor& ops, const Tensor& all_ids, const Tensor& lengths,
                         bool zero_padding) const {
-  const int64_t length = ids.dim(1);
+  // Padding is seen by no row of the text, so where its own rows come out as zeros they need no
+  // work. A few lengths only, as each is a shape to prepare products for.
+  int64_t length = all_ids.dim(1);
+  if (zero_padding) {
+    const auto* used = lengths.data<int64_t>();
+    const int64_t longest = *std::max_element(used, used + lengths.numel());
+    length = std::min(length, std::max<int64_t>((longest + 15) / 16, 1) * 16);
+  }
+  const bool shortened = length < all_ids.dim(1);
+  const Tensor ids = shortened ? first_columns(all_ids, length) : all_ids;
   const int64_t width = config_.dim_attn;
   AttentionOptions attention;
   attention.scale = 1.0F;
@@ -137,9 +158,9 @@ Tensor Umt5Encoder::run(Executor& ops, const Tensor& ids, const Tensor& lengths,
   Tensor x = ops.embedding(ids, token_embedding_, compute_);  // [batch, length, dim]
   for (const Block& block : blocks_) {
     Tensor y = ops.linear(ops.rms_norm(x, block.norm1, config_.eps), block.qkv);
-    attention.bias_transposed =
+    attention.relative_bias =
         ops.embedding(elements, block.positions.reshape(one_by_one), DType::kF32)
-            .reshape({config_.num_heads, length, length});
+            .reshape({config_.num_heads, 2 * length - 1});
     y = ops.attention(y.slice(2, 0, width), y.slice(2, width, 2 * width),
                       y.slice(2, 2 * width, 3 * width), config_.num_heads, attention);
     x = ops.gated_residual(std::move(x), ops.linear(y, block.o), {});
@@ -149,7 +170,12 @@ Tensor Umt5Encoder::run(Executor& ops, const Tensor& ids, const Tensor& lengths,
     x = ops.gated_residual(std::move(x), ops.linear(y, block.fc2), {});
   }
   x = ops.rms_norm(x, norm_, config_.eps);
-  return zero_padding ? ops.mask_rows(std::move(x), lengths) : x;
+  if (!zero_padding) return x;
+  x = ops.mask_rows(std::move(x), lengths);
+  if (!shortened) return x;
+  Tensor padded = ops.zeros(x.dtype(), x.shape().with(1, all_ids.dim(1)));
+  ops.copy(padded.slice(1, 0, length), x);
+  return padded;
 }
 
 }  // namespace ultraflash

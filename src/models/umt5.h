@@ -65,8 +65,8 @@ class Umt5Encoder {
     Linear fc2;
     Tensor positions;  // [num_buckets, heads], as bound
   };
-  /// Which element of a layer's `positions` each element of its transposed bias
-  /// [heads, keys, queries] is: i64 [heads, length * length].
+  /// Which element of a layer's `positions` each element of its relative bias for `length` tokens
+  /// is (AttentionOptions): i64 [heads, 2 * length - 1].
   [[nodiscard]] Tensor bias_elements(int64_t length) const;
 
   Umt5Config config_;

@@ -285,17 +285,17 @@ Tensor Executor::attention(const Tensor& q, const Tensor& k, const Tensor& v, in
                  options.key_lengths.dtype() == DType::kI64,
              "attention: key lengths {}", options.key_lengths.to_string());
   }
-  if (options.bias_transposed.defined()) {
-    const Tensor& bias = options.bias_transposed;
-    UF_CHECK(bias.dtype() == DType::kF32 && bias.rank() == 3 && bias.dim(0) == heads &&
-                 bias.dim(1) >= keys && bias.dim(2) == q.dim(1) && bias.contiguous(),
+  if (options.relative_bias.defined()) {
+    const Tensor& bias = options.relative_bias;
+    UF_CHECK(bias.dtype() == DType::kF32 && bias.contiguous() &&
+                 bias.shape() == Shape({heads, q.dim(1) + keys - 1}),
              "attention: bias {} for {} keys and {} queries", bias.to_string(), keys, q.dim(1));
   }
   if (options.chunk_mask == ChunkMask::kNone) return do_attention(q, k, v, heads, options);
   const int64_t halves = options.chunk_mask == ChunkMask::kTeacherForcing ? 2 : 1;
-  UF_CHECK(options.keys < 0 && !options.key_lengths.defined() &&
-               !options.bias_transposed.defined() && k.shape() == q.shape() &&
-               options.chunk_tokens > 0 && q.dim(1) % (halves * options.chunk_tokens) == 0,
+  UF_CHECK(options.keys < 0 && !options.key_lengths.defined() && !options.relative_bias.defined() &&
+               k.shape() == q.shape() && options.chunk_tokens > 0 &&
+               q.dim(1) % (halves * options.chunk_tokens) == 0,
            "attention: q {} and k {} in chunks of {}", q.to_string(), k.to_string(),
            options.chunk_tokens);
   return do_attention_in_chunks(q, k, v, heads, options);

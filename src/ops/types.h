@@ -181,10 +181,12 @@ enum class ChunkMask : uint8_t {
 
 /// Dense attention beyond softmax(q k^T * scale) v.
 struct AttentionOptions {
-  float scale = 0.0F;      // 0: 1/sqrt(head_dim)
-  int64_t keys = -1;       // only the first `keys` keys are attended; -1: all
-  Tensor key_lengths;      // i64 [batch]: per-sample number of keys; undefined: `keys`
-  Tensor bias_transposed;  // f32 [heads, keys, queries], added to the scaled scores
+  float scale = 0.0F;  // 0: 1/sqrt(head_dim)
+  int64_t keys = -1;   // only the first `keys` keys are attended; -1: all
+  Tensor key_lengths;  // i64 [batch]: per-sample number of keys; undefined: `keys`
+  /// f32 [heads, queries + keys - 1], added to the scaled scores: query n and key j take element
+  /// n - j + keys - 1. T5's relative positions.
+  Tensor relative_bias;
   ChunkMask chunk_mask = ChunkMask::kNone;  // takes q, k and v of one length and no other option
   int64_t chunk_tokens = 0;                 // beside `scale`
 };

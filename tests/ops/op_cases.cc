@@ -148,7 +148,7 @@ void add_attention_cases(std::vector<OpCase>& cases) {
                      AttentionOptions options;
                      options.scale = 1.0F;
                      options.key_lengths = lengths({11, 40});
-                     options.bias_transposed = c.parameter({3, 40, 40}, 4);
+                     options.relative_bias = c.parameter({3, 79}, 4);
                      return std::vector<Tensor>{c.executor.attention(
                          c.input({2, 40, 48}, 1, 0.3F), c.input({2, 40, 48}, 2),
                          c.input({2, 40, 48}, 3), 3, options)};

@@ -66,7 +66,10 @@ Tensor ReferenceExecutor::do_attention(const Tensor& q, const Tensor& k, const T
             sum += get(q, {b, n, h * head_dim + d}) * get(k, {kb, j, h * head_dim + d});
           }
           sum *= scale;
-          if (options.bias_transposed.defined()) sum += get(options.bias_transposed, {h, j, n});
+          if (options.relative_bias.defined()) {
+            const int64_t all_keys = options.keys < 0 ? k.dim(1) : options.keys;
+            sum += get(options.relative_bias, {h, n - j + all_keys - 1});
+          }
           score[static_cast<size_t>(j)] = sum;
           maximum = std::max(maximum, sum);
         }

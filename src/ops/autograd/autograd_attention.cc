@@ -194,12 +194,13 @@ Tensor AutogradExecutor::do_attention(const Tensor& q_in, const Tensor& k_in, co
     seen = (at::arange(keys, lengths.options()) < lengths).logical_or(nothing);
   }
   at::Tensor y;
-  if (options.bias_transposed.defined()) {
+  if (options.relative_bias.defined()) {
     // Text alone: short, so the scores are formed, in f32 as the bias is.
     const double scale =
         scale_of(options).value_or(1.0 / std::sqrt(static_cast<double>(q.size(3))));
     at::Tensor scores = at::matmul(q.to(at::kFloat) * scale, k.to(at::kFloat).transpose(2, 3));
-    scores = scores + in(options.bias_transposed).narrow(1, 0, keys).transpose(1, 2);
+    // Row n of the bias is elements n + keys - 1 down to n.
+    scores = scores + in(options.relative_bias).unfold(1, keys, 1).flip(2);
     if (seen.defined()) {
       scores = scores.masked_fill(seen.logical_not(), -std::numeric_limits<double>::infinity());
     }

@@ -166,10 +166,9 @@ Tensor CpuExecutor::do_attention(const Tensor& q, const Tensor& k, const Tensor&
     task.run_count = run_count;
     task.k_stride = k.stride(1);
     task.v_stride = v.stride(1);
-    if (options.bias_transposed.defined()) {
-      const Tensor& bias = options.bias_transposed;
-      task.bias_transposed = bias.data<float>() + head * bias.stride(0) + first_query;
-      task.bias_stride = bias.stride(1);
+    if (options.relative_bias.defined()) {
+      const Tensor& bias = options.relative_bias;
+      task.bias = bias.data<float>() + head * bias.stride(0) + first_query + keys - 1;
     }
     task.out =
         out.mutable_raw() + ((sample * queries + first_query) * heads + head) * head_dim * element;

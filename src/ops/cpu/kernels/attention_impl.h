@@ -102,7 +102,7 @@ inline const float* as_float_rows(const void* source_any, int64_t stride, int64_
 // One key run against one tile of queries: scores, softmax update, output update.
 inline void attend_tile(const AttentionScratch& s, int64_t tile, int64_t head_dim,
                         const float* keys, int64_t key_stride, const float* values,
-                        int64_t value_stride, int64_t count, const float* bias, int64_t bias_stride,
+                        int64_t value_stride, int64_t count, const float* bias,
                         int64_t bias_columns) {
   const float* q = s.queries + tile * head_dim * kTileColumns;
   for_row_blocks(count, [&](auto tag, int64_t r0) {
@@ -119,7 +119,7 @@ inline void attend_tile(const AttentionScratch& s, int64_t tile, int64_t head_di
   if (bias != nullptr) {
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t c = 0; c < bias_columns; ++c) {
-        s.scores[r * kTileColumns + c] += bias[r * bias_stride + c] * 1.44269504088896341F;
+        s.scores[r * kTileColumns + c] += bias[c - r] * 1.44269504088896341F;
       }
     }
   }
@@ -201,10 +201,9 @@ void attention_of(const AttentionTask& t) {
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = tile * kTileColumns;
       const int64_t columns = t.queries - first < kTileColumns ? t.queries - first : kTileColumns;
-      const float* bias =
-          t.bias_transposed == nullptr ? nullptr : t.bias_transposed + key * t.bias_stride + first;
+      const float* bias = t.bias == nullptr ? nullptr : t.bias + first - key;
       attend_tile(s, tile, t.head_dim, keys, key_stride, values, value_stride, run.count, bias,
-                  t.bias_stride, columns);
+                  columns);
     }
     key += run.count;
   }

@@ -76,8 +76,7 @@ struct AttentionTask {
   int64_t run_count = 0;
   int64_t k_stride = 0;
   int64_t v_stride = 0;
-  const float* bias_transposed = nullptr;  // [keys in run order][bias_stride], at query 0; or null
-  int64_t bias_stride = 0;
+  const float* bias = nullptr;  // query n and key j of the run order take bias[n - j]; or null
   void* out = nullptr;
   int64_t out_stride = 0;
   float* scratch = nullptr;  // attention_scratch(head_dim) floats, 64-byte aligned
