@@ -1,8 +1,14 @@
 #include "train/clips.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <span>
+#include <utility>
 
 #include "core/check.h"
+#include "train/data/clip_source.h"
+#include "train/objective.h"
 #include "train/world/caption.h"
 #include "train/world/render.h"
 #include "train/world/scene.h"
@@ -33,15 +39,67 @@ class WorldClips final : public TrainingClips {
   world::Split split_;
 };
 
+class FileClips final : public TrainingClips {
+ public:
+  FileClips(const TrainContext& context, std::unique_ptr<ClipSource> source)
+      : context_(context), source_(std::move(source)) {}
+
+  void render(int64_t index, const ClipWindow& w, uint8_t* out) const override {
+    const ClipShape shape = shape_of(w.frames, w.scale);
+    const Result<Clip> clip = source_->clip(index, shape);
+    if (!clip.ok()) throw Error(clip.status());
+    const int64_t row = w.width * 3;
+    for (int64_t frame = 0; frame < w.frames; ++frame) {
+      for (int64_t y = 0; y < w.height; ++y) {
+        const int64_t from = ((frame * shape.height + w.y + y) * shape.width + w.x) * 3;
+        std::copy_n(clip->pixels.data() + from, row, out + (frame * w.height + y) * row);
+      }
+    }
+  }
+  [[nodiscard]] std::string caption(int64_t index, int64_t variant, bool /*full*/) const override {
+    // Of the length that this run's clips have, so that caption and clip are of one video.
+    const TrainConfig& config = context_.config;
+    const bool pictures = config.stage == TrainStage::kAutoencoder;
+    const int64_t frames = pictures ? config.autoencoder.frames : 4 * config.bank.latent_frames;
+    Result<std::string> caption = source_->caption(index, shape_of(frames, 1), variant);
+    if (!caption.ok()) throw Error(caption.status());
+    return *std::move(caption);
+  }
+
+ private:
+  [[nodiscard]] ClipShape shape_of(int64_t frames, int64_t scale) const {
+    return {frames, context_.width() * scale, context_.height() * scale,
+            static_cast<double>(context_.recipe.frames_per_second)};
+  }
+
+  const TrainContext& context_;
+  std::unique_ptr<ClipSource> source_;
+};
+
 }  // namespace
 
-Result<std::unique_ptr<TrainingClips>> TrainingClips::open(const DataConfig& config, bool unseen) {
+Result<std::unique_ptr<TrainingClips>> TrainingClips::open(const TrainContext& context,
+                                                           bool unseen) {
+  const DataConfig& config = context.config.data;
   if (config.source == "pocket_world") {
+    // A smaller recipe takes a corner of the picture.
+    if (context.width() > world::kBaseWidth || context.height() > world::kBaseHeight) {
+      return make_status(StatusCode::kInvalidArgument,
+                         "data.source pocket_world has {}x{} pixels, recipe '{}' {}x{}",
+                         world::kBaseWidth, world::kBaseHeight, context.recipe.name,
+                         context.width(), context.height());
+    }
     return std::unique_ptr<TrainingClips>(std::make_unique<WorldClips>(config.seed, unseen));
   }
-  return make_status(StatusCode::kUnsupported,
-                     "data.source '{}': this trainer reads clips of pocket_world alone",
-                     config.source);
+  FileClipOptions options;
+  options.seed = static_cast<uint64_t>(config.seed);
+  options.hold_out = config.hold_out;
+  options.unseen = unseen;
+  options.log = context.log;
+  UF_ASSIGN(std::unique_ptr<ClipSource> source, open_file_clips(config.source, options));
+  context.log.info(
+      fmt::format("{}: {} {}videos", config.source, source->size(), unseen ? "held-out " : ""));
+  return std::unique_ptr<TrainingClips>(std::make_unique<FileClips>(context, std::move(source)));
 }
 
 }  // namespace ultraflash

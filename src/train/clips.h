@@ -5,12 +5,15 @@
 #include <memory>
 #include <string>
 
-#include "train/config.h"
 #include "ultraflash/status.h"
 
 namespace ultraflash {
 
-/// A rectangle of the picture at `scale`, and a range of frames.
+struct TrainContext;
+
+/// A rectangle of the picture at `scale`, and a range of frames. The picture at scale s has s times
+/// the base size of the recipe. A video file shows the frames of the stretch that its index gives,
+/// whatever first_frame is.
 struct ClipWindow {
   int64_t scale = 1;
   int64_t first_frame = 0;
@@ -22,17 +25,19 @@ struct ClipWindow {
   [[nodiscard]] int64_t bytes() const { return frames * height * width * 3; }
 };
 
-/// Thread-safe; what an index gives never changes.
+/// Thread-safe; what an index gives never changes. Files that cannot be read any more are an Error.
 class TrainingClips {
  public:
   virtual ~TrainingClips() = default;
 
-  /// Clips for training, or (`unseen`) held-out ones for measuring. kNotFound, kUnsupported.
-  static Result<std::unique_ptr<TrainingClips>> open(const DataConfig& config, bool unseen);
+  /// Clips of config.data for training, or (`unseen`) held-out ones for measuring. kNotFound,
+  /// kInvalidArgument, kIo, kMalformed. `context` outlives the clips.
+  static Result<std::unique_ptr<TrainingClips>> open(const TrainContext& context, bool unseen);
 
   /// u8 RGB [frames, height, width, 3] of clip `index`.
   virtual void render(int64_t index, const ClipWindow& window, uint8_t* out) const = 0;
-  /// One of the ways to say what clip `index` shows; `full` leaves nothing out.
+  /// One of the ways to say what clip `index` shows; `full` leaves nothing out (captions of files
+  /// are what they are).
   [[nodiscard]] virtual std::string caption(int64_t index, int64_t variant, bool full) const = 0;
 };
 

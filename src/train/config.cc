@@ -96,6 +96,7 @@ Status TrainConfig::validate() const {
     return invalid(
         "autoencoder: frames and eval_frames are multiples of 4, data_scales a list of "
         "numbers from 1 to 8, crops_per_clip at least 1");
+  if (!(data.hold_out > 0.0 && data.hold_out < 1.0)) return invalid("data.hold_out lies in (0, 1)");
   }
   if (batch % autoencoder.crops_per_clip != 0) {
     return invalid("autoencoder.crops_per_clip must divide batch");

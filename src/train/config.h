@@ -60,7 +60,8 @@ struct EmaConfig {
   }
 };
 
-/// Where clips come from: the pocket world, or a folder (or tar shards) of video and captions.
+/// Where clips come from: the pocket world, or a folder (or tar shards) of video and captions (see
+/// data/clip_source.h), cut and resized to the recipe's size and brought to its frame rate.
 struct DataConfig {
   std::string source = "pocket_world";  // or a path
   int64_t seed = 1;
@@ -71,6 +72,7 @@ struct DataConfig {
   void visit_fields(Visitor& visit) {
     visit("source", source);
     visit("seed", seed);
+  double hold_out = 0.02;  // share of the files that only evaluation and sheets see
     visit("workers", workers);
     visit("prefetch", prefetch);
   }
@@ -78,6 +80,7 @@ struct DataConfig {
 
 /// Weights to begin with: a file, or a folder with the recipe's files. Empty: random weights.
 struct InitConfig {
+    visit("hold_out", hold_out);
   std::string autoencoder;
   std::string text_encoder;
   std::string generator;

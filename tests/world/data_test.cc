@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -86,7 +87,7 @@ class FileClips : public testing::Test {
 
 TEST_F(FileClips, ReadsAFolder) {
   fill(7);
-  const auto source = open_file_clips((folder_ / "in").string(), 3);
+  const auto source = open_file_clips((folder_ / "in").string(), {.seed = 3});
   ASSERT_TRUE(source.ok()) << source.status().message();
   check_epochs(**source, 7);
   EXPECT_EQ((*source)->clip(0, {7, 20, 16}).status().code(), StatusCode::kInvalidArgument)
@@ -107,18 +108,19 @@ TEST_F(FileClips, ReadsArchives) {
     const std::string command = "tar --format=" + format + " -cf " + archive.string() + " -C " +
                                 (folder_ / "in").string() + " .";
     ASSERT_EQ(std::system(command.c_str()), 0);
-    const auto source = open_file_clips(archive.string(), 3);
+    const auto source = open_file_clips(archive.string(), {.seed = 3});
     ASSERT_TRUE(source.ok()) << source.status().message();
     check_epochs(**source, 8);
   }
 }
 
 TEST_F(FileClips, RefusesWhatCannotBe) {
-  EXPECT_EQ(open_file_clips((folder_ / "none").string(), 1).status().code(), StatusCode::kNotFound);
-  EXPECT_EQ(open_file_clips((folder_ / "in").string(), 1).status().code(),
+  EXPECT_EQ(open_file_clips((folder_ / "none").string(), {.seed = 1}).status().code(),
+            StatusCode::kNotFound);
+  EXPECT_EQ(open_file_clips((folder_ / "in").string(), {.seed = 1}).status().code(),
             StatusCode::kInvalidArgument);
   write_text(folder_ / "a.tar", std::string(1024, 'x'));
-  EXPECT_EQ(open_file_clips((folder_ / "a.tar").string(), 1).status().code(),
+  EXPECT_EQ(open_file_clips((folder_ / "a.tar").string(), {.seed = 1}).status().code(),
             StatusCode::kMalformed);
   // A right header of a member that is longer than the file.
   std::string header(512, '\0');
@@ -135,6 +137,102 @@ TEST_F(FileClips, RefusesWhatCannotBe) {
   header[0] = 'b';
   write_text(folder_ / "b.tar", header + std::string(1024, 'x'));
   EXPECT_EQ(read_tar_index((folder_ / "b.tar").string()).status().code(), StatusCode::kMalformed);
+}
+
+// What is wrong with a file is told once, and the others take its place.
+TEST_F(FileClips, PassesOverWhatCannotBeUsed) {
+  fill(5);
+  const fs::path in = folder_ / "in";
+  write_video(in / "short.y4m", 9, 40, 32, 3);
+  write_text(in / "short.txt", "short");
+  write_text(in / "noise.y4m", "YUV4MPEG2 nothing of the kind");
+  write_text(in / "noise.txt", "noise");
+  write_video(in / "halved.y4m", 9, 40, 32, 6);
+  fs::resize_file(in / "halved.y4m", fs::file_size(in / "halved.y4m") - 100);
+  write_text(in / "halved.txt", "halved");
+  write_video(in / "mute.y4m", 9, 40, 32, 6);
+  write_text(in / "mute.txt", " \n");
+  write_video(in / "latin.y4m", 9, 40, 32, 6);
+  write_text(in / "latin.txt", "\xff\xfe");
+  std::vector<std::string> lines;
+  FileClipOptions options;
+  options.seed = 3;
+  options.log = Logger([&](LogLevel level, std::string_view line) {
+    if (level == LogLevel::kWarning) lines.emplace_back(line);
+  });
+  const auto source = open_file_clips(in.string(), options);
+  ASSERT_TRUE(source.ok()) << source.status().message();
+  EXPECT_EQ((*source)->size(), 10);
+  const ClipShape shape{4, 20, 16};
+  std::set<std::string> captions;
+  for (int64_t i = 0; i < 30; ++i) {
+    const Result<Clip> clip = (*source)->clip(i, shape);
+    ASSERT_TRUE(clip.ok()) << clip.status().message();
+    EXPECT_EQ(clip->caption.substr(0, 5), "clip ");
+    captions.insert(clip->caption);
+    const Result<std::string> caption = (*source)->caption(i, shape, 0);
+    ASSERT_TRUE(caption.ok());
+    EXPECT_EQ(*caption, clip->caption);
+  }
+  EXPECT_EQ(captions.size(), 5U);
+  ASSERT_EQ(lines.size(), 5U);
+  for (const char* name : {"short", "noise", "halved", "mute", "latin"}) {
+    EXPECT_EQ(std::count_if(
+                  lines.begin(), lines.end(),
+                  [&](const std::string& line) { return line.find(name) != std::string::npos; }),
+              1)
+        << name;
+  }
+}
+
+TEST_F(FileClips, HoldsOutByName) {
+  fill(9);
+  FileClipOptions options{.seed = 3, .hold_out = 0.3};
+  const auto captions = [&](const std::string& path) {
+    std::set<std::string> found;
+    const auto source = open_file_clips(path, options);
+    EXPECT_TRUE(source.ok()) << source.status().message();
+    for (int64_t i = 0; i < (*source)->size(); ++i) {
+      found.insert(*(*source)->caption(i, {4, 20, 16}, 0));
+    }
+    return found;
+  };
+  const std::string in = (folder_ / "in").string();
+  const std::set<std::string> seen = captions(in);
+  options.unseen = true;
+  const std::set<std::string> unseen = captions(in);
+  EXPECT_EQ(seen.size() + unseen.size(), 9U);
+  EXPECT_FALSE(seen.empty());
+  EXPECT_FALSE(unseen.empty());
+  for (const std::string& caption : unseen) EXPECT_FALSE(seen.contains(caption));
+  // Neither the seed nor the place of the folder matters.
+  fs::rename(folder_ / "in", folder_ / "moved");
+  options.seed = 4;
+  EXPECT_EQ(captions((folder_ / "moved").string()), unseen);
+  // However small the share, somebody is held out; of more files the same stay so.
+  options.hold_out = 1e-6;
+  EXPECT_EQ(captions((folder_ / "moved").string()).size(), 1U);
+}
+
+TEST_F(FileClips, KeepsTheRateAndChoosesCaptions) {
+  write_video(folder_ / "in" / "a.y4m", 2, 40, 32, 12);  // 16 frames a second
+  write_text(folder_ / "in" / "a.json", R"({"caption": ["one", "two"]})");
+  const auto source = open_file_clips((folder_ / "in").string(), {});
+  ASSERT_TRUE(source.ok()) << source.status().message();
+  // From the first frame of a clip to its last, by the grey level that grows by one a frame.
+  const auto rises = [&](double fps, int64_t frames) {
+    const Result<Clip> clip = (*source)->clip(0, {frames, 20, 16, fps});
+    return clip.ok() ? clip->pixels.back() - clip->pixels.front() : -1;
+  };
+  EXPECT_NEAR(rises(0.0, 5), 4, 1);
+  EXPECT_NEAR(rises(16.0, 5), 4, 1);
+  EXPECT_NEAR(rises(8.0, 5), 8, 1);   // every second frame
+  EXPECT_NEAR(rises(32.0, 9), 4, 1);  // every frame twice
+  EXPECT_EQ(rises(8.0, 7), -1) << "needs 13 frames";
+  const ClipShape shape{4, 20, 16};
+  EXPECT_EQ(*(*source)->caption(0, shape, 0), "one");
+  EXPECT_EQ(*(*source)->caption(0, shape, 1), "two");
+  EXPECT_EQ(*(*source)->caption(0, shape, 2), "one");
 }
 
 TEST(WorldClips, AreTheWorld) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "train/world/scene.h"
+#include "ultraflash/log.h"
 #include "ultraflash/status.h"
 
 namespace ultraflash {
@@ -17,6 +18,9 @@ struct ClipShape {
   int64_t frames = 84;
   int64_t width = 160;
   int64_t height = 96;
+  /// Frames a second. A video with another rate gives, for every moment, the frame shown then: a
+  /// faster one loses frames, a slower one shows some twice. 0: frame by frame as stored.
+  double fps = 0.0;
 };
 
 struct Clip {
@@ -33,19 +37,37 @@ class ClipSource {
   [[nodiscard]] virtual int64_t size() const = 0;
   /// Clip `index`, any number from 0 on.
   [[nodiscard]] virtual Result<Clip> clip(int64_t index, const ClipShape& shape) const = 0;
+  /// One of the captions of what clip() gives for the same index and shape; any variant from 0 on.
+  [[nodiscard]] virtual Result<std::string> caption(int64_t index, const ClipShape& shape,
+                                                    int64_t variant) const = 0;
 };
 
 /// The pocket world at one of its three sizes (others: kInvalidArgument).
 std::unique_ptr<ClipSource> make_world_clips(uint64_t seed, world::Split split);
 
+struct FileClipOptions {
+  uint64_t seed = 0;
+  /// Share of the videos that is held out, by a hash of their names below `path` and so the same
+  /// for every seed, order and number of files. At least one is, if there are two.
+  double hold_out = 0.0;
+  bool unseen = false;  // gives the held-out videos instead of the others
+  Logger log{};         // told of every file that cannot be used
+};
+
 /// Videos from files. `path` is a folder or a .tar file. A folder is read with all folders and .tar
 /// files in it; links are not followed. A video (mp4 m4v mov mkv webm avi y4m) counts if a file
 /// with the same name and the ending .txt or .json lies next to it, in the same folder or archive:
-/// plain text, or an object with a "caption". Every epoch has another order. From each video a
-/// stretch is taken, cut at the sides (or top and bottom) to the shape's proportions and resized.
+/// plain text, or an object with a "caption", which is a text or a list of texts to choose from.
+/// Every epoch has another order. From each video a stretch is taken, cut at the sides (or top and
+/// bottom) to the shape's proportions and resized. Only the first 4096 frames of a video are used.
+///
+/// A video is read through once before its first use. One that is damaged, has too few frames or no
+/// caption is passed over with a warning, and the next of the epoch takes its place; clip() fails
+/// when no video is left, with the last one's reason.
 ///
 /// kNotFound, kIo, kMalformed for an archive, kInvalidArgument when there is no video with a
-/// caption. clip() fails for a video that cannot be read or has fewer frames than asked for.
-Result<std::unique_ptr<ClipSource>> open_file_clips(const std::string& path, uint64_t seed);
+/// caption.
+Result<std::unique_ptr<ClipSource>> open_file_clips(const std::string& path,
+                                                    const FileClipOptions& options);
 
 }  // namespace ultraflash

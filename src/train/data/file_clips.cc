@@ -6,12 +6,14 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
 #include "core/check.h"
 #include "core/rng.h"
+#include "core/utf8.h"
 #include "media/image.h"
 #include "media/video_reader.h"
 #include "train/data/clip_source.h"
@@ -26,6 +28,7 @@ namespace fs = std::filesystem;
 constexpr std::array<std::string_view, 7> kVideoEndings = {".mp4",  ".m4v", ".mov", ".mkv",
                                                            ".webm", ".avi", ".y4m"};
 constexpr int64_t kMaxCaptionBytes = 64 << 10;
+constexpr int64_t kMostFrames = 4096;                 // of a video that are used
 constexpr int64_t kMaxVideoBytes = int64_t{2} << 30;  // of one in an archive, read whole
 
 // A file, or a part of an archive.
@@ -100,10 +103,12 @@ class Collection {
   std::map<std::string, Found> all_;
 };
 
-Status add_archive(const std::string& path, Collection& collection) {
+// `name` is that of the archive below the collection's folder.
+Status add_archive(const std::string& path, const std::string& name, Collection& collection) {
   UF_ASSIGN(const std::vector<TarMember> members, read_tar_index(path));
   for (const TarMember& member : members) {
-    collection.add(path + ":" + member.name, {path, member.offset, member.size});
+    collection.add(name.empty() ? member.name : name + ":" + member.name,
+                   {path, member.offset, member.size});
   }
   return {};
 }
@@ -114,30 +119,64 @@ Status add_folder(const std::string& path, Collection& collection) {
   for (; !error && entries != fs::recursive_directory_iterator(); entries.increment(error)) {
     if (entries->symlink_status().type() != fs::file_type::regular) continue;
     const std::string file = entries->path().string();
+    const std::string name = entries->path().lexically_relative(path).generic_string();
     if (entries->path().extension() == ".tar") {
-      UF_TRY(add_archive(file, collection));
+      UF_TRY(add_archive(file, name, collection));
     } else {
-      collection.add(file, {file, -1, 0});
+      collection.add(name, {file, -1, 0});
     }
   }
   if (error) return make_status(StatusCode::kIo, "{}: {}", path, error.message());
   return {};
 }
 
-Result<std::string> read_caption(const Sample& sample) {
+// At least one, none empty.
+Result<std::vector<std::string>> read_captions(const Sample& sample) {
   UF_ASSIGN(const std::vector<uint8_t> bytes, read_place(sample.caption, kMaxCaptionBytes));
-  std::string text(bytes.begin(), bytes.end());
+  const std::string text(bytes.begin(), bytes.end());
+  std::vector<std::string> captions;
   if (sample.json) {
     UF_ASSIGN(const nlohmann::json json, parse_strict_json(text, sample.name + ".json"));
-    const auto caption = json.is_object() ? json.find("caption") : json.end();
-    if (caption == json.end() || !caption->is_string()) {
+    const auto found = json.is_object() ? json.find("caption") : json.end();
+    if (found != json.end() && found->is_string()) {
+      captions.push_back(found->get<std::string>());
+    } else if (found != json.end() && found->is_array()) {
+      for (const nlohmann::json& one : *found) {
+        if (one.is_string()) captions.push_back(one.get<std::string>());
+      }
+    }
+    if (captions.empty()) {
       return make_status(StatusCode::kMalformed, "{}.json: no \"caption\" in it", sample.name);
     }
-    text = caption->get<std::string>();
+  } else {
+    captions.push_back(text);
   }
-  while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
-  return text;
+  for (std::string& caption : captions) {
+    caption.erase(caption.find_last_not_of(" \t\r\n") + 1);
+    if (caption.empty()) {
+      return make_status(StatusCode::kMalformed, "{}: an empty caption", sample.name);
+    }
+    UF_TRY(validate_utf8(caption, sample.name));
+  }
+  return captions;
 }
+
+// A video and, where it lies in an archive, its bytes.
+struct OpenVideo {
+  std::vector<uint8_t> bytes;
+  std::optional<VideoReader> reader;
+
+  static Result<OpenVideo> open(const Sample& sample) {
+    OpenVideo video;
+    if (sample.video.offset < 0) {
+      UF_ASSIGN(video.reader, VideoReader::open(sample.video.path));
+    } else {
+      UF_ASSIGN(video.bytes, read_place(sample.video, kMaxVideoBytes));
+      UF_ASSIGN(video.reader, VideoReader::open_memory(video.bytes, sample.name));
+    }
+    return video;
+  }
+};
 
 // A permutation of [0, count): a Feistel network over the next power of four, walked until it ends
 // inside. No table, so an index costs the same in any epoch.
@@ -160,44 +199,136 @@ int64_t permuted(int64_t index, int64_t count, uint64_t seed, uint64_t epoch) {
 
 class FileClipSource final : public ClipSource {
  public:
-  FileClipSource(std::vector<Sample> samples, uint64_t seed)
-      : samples_(std::move(samples)), seed_(seed) {}
+  FileClipSource(std::vector<Sample> samples, const FileClipOptions& options)
+      : samples_(std::move(samples)), options_(options), checks_(samples_.size()) {}
 
   [[nodiscard]] int64_t size() const override { return std::ssize(samples_); }
 
   [[nodiscard]] Result<Clip> clip(int64_t index, const ClipShape& shape) const override {
-    const auto epoch = static_cast<uint64_t>(index / size());
-    const Sample& sample =
-        samples_[static_cast<size_t>(permuted(index % size(), size(), seed_, epoch))];
+    UF_ASSIGN(const Use use, choose(index, shape));
+    const Sample& sample = samples_[use.sample];
     Clip clip;
     clip.name = sample.name;
-    UF_ASSIGN(clip.caption, read_caption(sample));
-    std::vector<uint8_t> bytes;  // outlives the reader
-    Result<VideoReader> reader = [&]() -> Result<VideoReader> {
-      if (sample.video.offset < 0) return VideoReader::open(sample.video.path);
-      UF_ASSIGN(bytes, read_place(sample.video, kMaxVideoBytes));
-      return VideoReader::open_memory(bytes, sample.name);
-    }();
-    if (!reader.ok()) return reader.status();
-    // Where the container does not tell its length, the stretch is the beginning.
-    const int64_t spare = std::max<int64_t>(0, reader->info().frames - shape.frames);
-    world::Draw draw({seed_, hash_name(sample.name) ^ static_cast<uint64_t>(index)});
+    UF_ASSIGN(const std::vector<std::string> captions, read_captions(sample));
+    clip.caption = captions[0];
+    UF_ASSIGN(OpenVideo video, OpenVideo::open(sample));
+    const int64_t spare = use.check.frames - needed(use.check, shape);
+    world::Draw draw({options_.seed, hash_name(sample.name) ^ static_cast<uint64_t>(index)});
     const int64_t first = draw.below(spare + 1);
-    clip.pixels.reserve(static_cast<size_t>(shape.frames * shape.height * shape.width * 3));
-    for (int64_t f = 0; f < first + shape.frames; ++f) {
-      UF_ASSIGN(const std::optional<VideoFrame> frame, reader->next());
-      if (!frame.has_value()) {
-        return make_status(StatusCode::kInvalidArgument, "{}: {} frames, {} are asked for",
-                           sample.name, f, first + shape.frames);
+    const auto frame_bytes = static_cast<size_t>(shape.height * shape.width * 3);
+    clip.pixels.reserve(static_cast<size_t>(shape.frames) * frame_bytes);
+    int64_t read = 0;
+    for (int64_t f = 0; f < shape.frames; ++f) {
+      const int64_t wanted = first + source_frame(use.check, shape, f);
+      if (read > wanted) {  // a slower video shows this one again
+        clip.pixels.resize(clip.pixels.size() + frame_bytes);
+        std::copy_n(clip.pixels.end() - 2 * static_cast<std::ptrdiff_t>(frame_bytes), frame_bytes,
+                    clip.pixels.end() - static_cast<std::ptrdiff_t>(frame_bytes));
+        continue;
       }
-      if (f < first) continue;
+      std::optional<VideoFrame> frame;
+      for (; read <= wanted; ++read) {
+        UF_ASSIGN(frame, video.reader->next());
+        if (!frame.has_value()) {
+          return make_status(StatusCode::kIo, "{}: {} frames, there were {} before", sample.name,
+                             read, use.check.frames);
+        }
+      }
       UF_ASSIGN(const RgbImage image, resize(cut_to(frame->rgb, shape), shape.width, shape.height));
       clip.pixels.insert(clip.pixels.end(), image.pixels.begin(), image.pixels.end());
     }
     return clip;
   }
 
+  [[nodiscard]] Result<std::string> caption(int64_t index, const ClipShape& shape,
+                                            int64_t variant) const override {
+    UF_ASSIGN(const Use use, choose(index, shape));
+    UF_ASSIGN(std::vector<std::string> captions, read_captions(samples_[use.sample]));
+    return std::move(captions[static_cast<size_t>(variant) % captions.size()]);
+  }
+
  private:
+  // What reading a video through has shown.
+  struct Check {
+    bool known = false;
+    bool told = false;  // the log was
+    Status status;
+    int64_t frames = 0;
+    double fps = 0.0;  // 0: not stated
+  };
+  struct Use {
+    size_t sample = 0;
+    Check check;
+  };
+
+  // Which frame of the video is shown at frame `f` of a clip that begins at its frame 0.
+  static int64_t source_frame(const Check& check, const ClipShape& shape, int64_t f) {
+    if (shape.fps <= 0.0 || check.fps <= 0.0) return f;
+    return static_cast<int64_t>(static_cast<double>(f) * check.fps / shape.fps + 1e-6);
+  }
+  static int64_t needed(const Check& check, const ClipShape& shape) {
+    return source_frame(check, shape, shape.frames - 1) + 1;
+  }
+
+  // The sample of an index: that of its place in the epoch, or the first after it that can be used.
+  [[nodiscard]] Result<Use> choose(int64_t index, const ClipShape& shape) const {
+    const auto epoch = static_cast<uint64_t>(index / size());
+    Status last;
+    for (int64_t i = 0; i < size(); ++i) {
+      Use use;
+      use.sample =
+          static_cast<size_t>(permuted((index + i) % size(), size(), options_.seed, epoch));
+      use.check = checked(use.sample);
+      const std::string& name = samples_[use.sample].name;
+      last = use.check.status;
+      if (last.ok() && use.check.frames < needed(use.check, shape)) {
+        last = make_status(StatusCode::kInvalidArgument, "{}: {} frames, {} are asked for", name,
+                           use.check.frames, needed(use.check, shape));
+      }
+      if (last.ok()) return use;
+      if (tell(use.sample)) {
+        options_.log.warning(fmt::format("passed over: {}", last.message()));
+      }
+    }
+    return make_status(last.code(), "none of {} videos can be used; the last: {}", size(),
+                       last.message());
+  }
+
+  // Two threads that meet the same new sample both read it; what they find is the same.
+  [[nodiscard]] Check checked(size_t sample) const {
+    {
+      const std::lock_guard lock(mutex_);
+      if (checks_[sample].known) return checks_[sample];
+    }
+    Check check;
+    check.status = read_through(samples_[sample], check);
+    check.known = true;
+    const std::lock_guard lock(mutex_);
+    if (!checks_[sample].known) checks_[sample] = check;
+    return checks_[sample];
+  }
+
+  // Whether the log is still to be told about a sample.
+  [[nodiscard]] bool tell(size_t sample) const {
+    const std::lock_guard lock(mutex_);
+    return !std::exchange(checks_[sample].told, true);
+  }
+
+  static Status read_through(const Sample& sample, Check& check) {
+    UF_TRY(read_captions(sample).status());
+    UF_ASSIGN(OpenVideo video, OpenVideo::open(sample));
+    const VideoFormat& format = video.reader->info().format;
+    if (format.fps_num > 0) {
+      check.fps = static_cast<double>(format.fps_num) / static_cast<double>(format.fps_den);
+    }
+    while (check.frames < kMostFrames) {
+      UF_ASSIGN(const std::optional<VideoFrame> frame, video.reader->next());
+      if (!frame.has_value()) break;
+      ++check.frames;
+    }
+    return {};
+  }
+
   // The largest middle part with the proportions of `shape`.
   static RgbFrame cut_to(RgbFrame frame, const ClipShape& shape) {
     const int64_t width =
@@ -211,12 +342,36 @@ class FileClipSource final : public ClipSource {
   }
 
   std::vector<Sample> samples_;
-  uint64_t seed_;
+  FileClipOptions options_;
+  mutable std::mutex mutex_;
+  mutable std::vector<Check> checks_;  // guarded by mutex_
 };
+
+// The samples of one side of the hold-out.
+std::vector<Sample> one_side(std::vector<Sample> samples, const FileClipOptions& options) {
+  if (options.hold_out <= 0.0) return samples;
+  const auto place = [](const Sample& s) {  // in [0, 1)
+    return static_cast<double>(rng::philox(hash_name(s.name), 0, 0).x[0]) / 4294967296.0;
+  };
+  if (samples.size() == 1) {
+    options.log.warning("one video: it is used for training and as the unseen one");
+    return samples;
+  }
+  const auto by_place = [&](const Sample& a, const Sample& b) { return place(a) < place(b); };
+  const auto [first, last] = std::minmax_element(samples.begin(), samples.end(), by_place);
+  // Neither side is left empty.
+  const double limit = std::clamp(options.hold_out, place(*first) + 1e-12, place(*last));
+  std::vector<Sample> kept;
+  for (Sample& sample : samples) {
+    if ((place(sample) < limit) == options.unseen) kept.push_back(std::move(sample));
+  }
+  return kept;
+}
 
 }  // namespace
 
-Result<std::unique_ptr<ClipSource>> open_file_clips(const std::string& path, uint64_t seed) {
+Result<std::unique_ptr<ClipSource>> open_file_clips(const std::string& path,
+                                                    const FileClipOptions& options) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (error || status.type() == fs::file_type::not_found) {
@@ -226,14 +381,15 @@ Result<std::unique_ptr<ClipSource>> open_file_clips(const std::string& path, uin
   if (status.type() == fs::file_type::directory) {
     UF_TRY(add_folder(path, collection));
   } else {
-    UF_TRY(add_archive(path, collection));
+    UF_TRY(add_archive(path, "", collection));
   }
   std::vector<Sample> samples = collection.samples();
   if (samples.empty()) {
     return make_status(StatusCode::kInvalidArgument,
                        "{}: no video with a caption (NAME.mp4 and NAME.txt or NAME.json)", path);
   }
-  return std::unique_ptr<ClipSource>(std::make_unique<FileClipSource>(std::move(samples), seed));
+  return std::unique_ptr<ClipSource>(
+      std::make_unique<FileClipSource>(one_side(std::move(samples), options), options));
 }
 
 }  // namespace ultraflash

@@ -24,6 +24,12 @@ class WorldClipSource final : public ClipSource {
     return Clip{world::render(scene, world::RenderWindow::whole(scale, 0, shape.frames)),
                 world::caption(scene, seed_, number, 0), "pocket world " + std::to_string(index)};
   }
+  [[nodiscard]] Result<std::string> caption(int64_t index, const ClipShape& /*shape*/,
+                                            int64_t variant) const override {
+    const auto number = static_cast<uint64_t>(index);
+    return world::caption(world::sample_scene(seed_, number, split_), seed_, number,
+                          static_cast<uint32_t>(variant));
+  }
 
  private:
   uint64_t seed_;

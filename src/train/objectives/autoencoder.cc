@@ -69,8 +69,8 @@ class AutoencoderObjective final : public Objective {
       averaged_encoder_ = encoder_;
     }
     trained_.begin(config.optimizer, &config.ema);
-    UF_ASSIGN(clips_, TrainingClips::open(config.data, /*unseen=*/false));
-    UF_ASSIGN(unseen_, TrainingClips::open(config.data, /*unseen=*/true));
+    UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
+    UF_ASSIGN(unseen_, TrainingClips::open(context_, /*unseen=*/true));
     return {};
   }
 

@@ -32,8 +32,8 @@ class FlowMatchingObjective final : public Objective {
     trained_generator_.parameters = generator_.parameters;
     trained_text_.begin(config.optimizer, &config.ema);
     trained_generator_.begin(config.optimizer, &config.ema);
-    UF_ASSIGN(clips_, TrainingClips::open(config.data, /*unseen=*/false));
-    UF_ASSIGN(unseen_, TrainingClips::open(config.data, /*unseen=*/true));
+    UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
+    UF_ASSIGN(unseen_, TrainingClips::open(context_, /*unseen=*/true));
     UF_ASSIGN(CaptionTokenizer tokenizer, CaptionTokenizer::open(context_));
     tokenizer_ = std::make_unique<CaptionTokenizer>(std::move(tokenizer));
     bank_ = std::make_unique<LatentBank>(context_, autoencoder_, *clips_, *tokenizer_);

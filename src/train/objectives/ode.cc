@@ -49,8 +49,8 @@ class OdeObjective final : public Objective {
     trained_.name = "generator";
     trained_.parameters = generator_.parameters;
     trained_.begin(config.optimizer, &config.ema);
-    UF_ASSIGN(clips_, TrainingClips::open(config.data, /*unseen=*/false));
-    UF_ASSIGN(unseen_, TrainingClips::open(config.data, /*unseen=*/true));
+    UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
+    UF_ASSIGN(unseen_, TrainingClips::open(context_, /*unseen=*/true));
     UF_ASSIGN(CaptionTokenizer tokenizer, CaptionTokenizer::open(context_));
     tokenizer_ = std::make_unique<CaptionTokenizer>(std::move(tokenizer));
     return {};

@@ -42,8 +42,8 @@ class SelfForcingObjective final : public Objective {
     trained_fake_.name = "fake_score";
     trained_fake_.parameters = fake_.parameters;
     trained_fake_.begin(config.critic_optimizer, nullptr);
-    UF_ASSIGN(clips_, TrainingClips::open(config.data, /*unseen=*/false));
-    UF_ASSIGN(unseen_, TrainingClips::open(config.data, /*unseen=*/true));
+    UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
+    UF_ASSIGN(unseen_, TrainingClips::open(context_, /*unseen=*/true));
     UF_ASSIGN(CaptionTokenizer tokenizer, CaptionTokenizer::open(context_));
     tokenizer_ = std::make_unique<CaptionTokenizer>(std::move(tokenizer));
     if (gan_) {

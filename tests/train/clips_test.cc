@@ -1,0 +1,146 @@
+// Every stage on clips from files: a folder of small videos with captions, some of them broken.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "media/frame_sink.h"
+#include "tiny_training.h"
+#include "train/train.h"
+#include "weights/checkpoint.h"
+
+namespace ultraflash {
+namespace {
+
+using testing::TrainingFolder;
+
+// A bright bar that moves over a ground of one colour.
+void write_video(const std::filesystem::path& path, int number, int64_t frames) {
+  constexpr int64_t kWidth = 72;
+  constexpr int64_t kHeight = 48;
+  SinkOptions options;
+  options.path = path.string();
+  const auto sink = open_sink(options, {kWidth, kHeight, 24, 1});
+  ASSERT_TRUE(sink.ok()) << sink.status().message();
+  for (int64_t f = 0; f < frames; ++f) {
+    std::vector<uint8_t> pixels;
+    for (int64_t y = 0; y < kHeight; ++y) {
+      for (int64_t x = 0; x < kWidth; ++x) {
+        const bool bar = std::abs(x - (f * (number + 1) + 7 * number) % kWidth) < 6;
+        pixels.push_back(bar ? 230 : static_cast<uint8_t>(20 * number));
+        pixels.push_back(bar ? 220 : static_cast<uint8_t>(y));
+        pixels.push_back(bar ? 200 : 90);
+      }
+    }
+    ASSERT_TRUE((*sink)->write(RgbFrame::contiguous(pixels.data(), kWidth, kHeight)).ok());
+  }
+  ASSERT_TRUE((*sink)->finish().ok());
+}
+
+std::filesystem::path fill(const TrainingFolder& folder) {
+  const std::filesystem::path videos = folder / "videos";
+  std::filesystem::create_directories(videos);
+  for (int i = 0; i < 6; ++i) {
+    const std::string name = "videos/clip" + std::to_string(i);
+    write_video(folder / (name + ".y4m"), i, 60);
+    folder.write(name + ".txt", "a bar number " + std::to_string(i));
+  }
+  write_video(folder / "videos/short.y4m", 1, 5);
+  folder.write("videos/short.txt", "too short");
+  folder.write("videos/broken.y4m", "YUV4MPEG2");
+  folder.write("videos/broken.txt", "broken");
+  return videos;
+}
+
+TrainSummary run(const TrainOptions& options) {
+  const Result<TrainSummary> summary = run_training(options);
+  EXPECT_TRUE(summary.ok()) << summary.status().message();
+  return summary.ok() ? *summary : TrainSummary{};
+}
+
+// The weights of a run that stops in the middle and of one that does not.
+void expect_resumes(TrainOptions options, const TrainingFolder& folder) {
+  options.steps = 4;
+  options.out = folder / "whole";
+  const TrainSummary whole = run(options);
+  options.out = folder / "halves";
+  options.stop_after = 2;
+  run(options);
+  options.stop_after = -1;
+  options.resume = true;
+  const TrainSummary resumed = run(options);
+  ASSERT_FALSE(whole.weights.empty());
+  ASSERT_EQ(whole.weights.size(), resumed.weights.size());
+  for (size_t i = 0; i < whole.weights.size(); ++i) {
+    const Result<Checkpoint> a = Checkpoint::open(whole.weights[i]);
+    const Result<Checkpoint> b = Checkpoint::open(resumed.weights[i]);
+    ASSERT_TRUE(a.ok() && b.ok());
+    for (const TensorEntry& entry : a->entries()) {
+      const TensorEntry* other = b->find(entry.name);
+      ASSERT_NE(other, nullptr) << entry.name;
+      EXPECT_TRUE(std::equal(entry.bytes.begin(), entry.bytes.end(), other->bytes.begin(),
+                             other->bytes.end()))
+          << entry.name;
+    }
+  }
+  std::filesystem::remove_all(folder / "halves");
+}
+
+TEST(FileClips, EveryStageRunsOnThem) {
+  if (std::getenv("UF_SOURCE_DIR") == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";
+  const TrainingFolder folder("clips");
+  const std::string source = fill(folder).string();
+  const std::string models = (folder / "models").string();
+  const std::string init = R"("init": {"autoencoder": ")" + models + R"(", "text_encoder": ")" +
+                           models + R"(", "generator": ")" + models + R"(", "real_score": ")" +
+                           models + R"("})";
+  const auto stage = [&](const std::string& name, const std::string& more) {
+    TrainOptions options = folder.stage(name, "models", more);
+    options.set = {"data.source=" + source, "data.hold_out=0.2", "flow.sample_clips=1",
+                   "autoencoder.eval_clips=1", "autoencoder.eval_frames=8"};
+    return options;
+  };
+  std::vector<std::string> warnings;
+  TrainOptions autoencoder = stage("autoencoder", R"("batch": 4, "steps": 3)");
+  autoencoder.log = Logger([&](LogLevel level, std::string_view line) {
+    if (level == LogLevel::kWarning) warnings.emplace_back(line);
+  });
+  run(autoencoder);
+  int named = 0;
+  for (const std::string& line : warnings) {
+    named += line.find("short") != std::string::npos || line.find("broken") != std::string::npos;
+  }
+  EXPECT_GE(named, 1) << "broken files are named";
+  expect_resumes(stage("autoencoder", R"("batch": 4)"), folder);
+  run(stage("flow_matching",
+            R"("batch": 2, "steps": 2, "init": {"autoencoder": ")" + models + R"("})"));
+  for (const std::string name : {"flow_matching", "causal", "ode"}) {
+    SCOPED_TRACE(name);
+    expect_resumes(stage(name, init + R"(, "batch": 2)"), folder);
+  }
+  for (const std::string loss : {"dmd", "gan"}) {
+    SCOPED_TRACE(loss);
+    expect_resumes(stage("self_forcing", init + R"(, "batch": 2, "self_forcing": {"loss": ")" +
+                                             loss + R"(", "critic_per_generator": 2})"),
+                   folder);
+  }
+}
+
+TEST(FileClips, SayWhenNothingCanBeUsed) {
+  const TrainingFolder folder("bad-clips");
+  std::filesystem::create_directories(folder / "videos");
+  folder.write("videos/a.y4m", "YUV4MPEG2");
+  folder.write("videos/a.txt", "a");
+  TrainOptions options = folder.stage("autoencoder", "out", R"("batch": 2, "steps": 1)");
+  options.set = {"data.source=" + (folder / "videos").string()};
+  const Result<TrainSummary> summary = run_training(options);
+  EXPECT_EQ(summary.status().code(), StatusCode::kMalformed) << summary.status().message();
+  EXPECT_NE(summary.status().message().find("none of 1 videos"), std::string::npos);
+  options.set = {"data.source=/nonexistent/folder"};
+  EXPECT_EQ(run_training(options).status().code(), StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace ultraflash
