@@ -65,6 +65,7 @@ struct EmaConfig {
 struct DataConfig {
   std::string source = "pocket_world";  // or a path
   int64_t seed = 1;
+  double hold_out = 0.02;  // share of the files that only evaluation and sheets see
   int64_t workers = 0;   // threads that make batches; 0: all processors but one
   int64_t prefetch = 0;  // batches ready or being made; 0: two a worker
 
@@ -72,7 +73,7 @@ struct DataConfig {
   void visit_fields(Visitor& visit) {
     visit("source", source);
     visit("seed", seed);
-  double hold_out = 0.02;  // share of the files that only evaluation and sheets see
+    visit("hold_out", hold_out);
     visit("workers", workers);
     visit("prefetch", prefetch);
   }
@@ -80,7 +81,6 @@ struct DataConfig {
 
 /// Weights to begin with: a file, or a folder with the recipe's files. Empty: random weights.
 struct InitConfig {
-    visit("hold_out", hold_out);
   std::string autoencoder;
   std::string text_encoder;
   std::string generator;
