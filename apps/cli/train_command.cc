@@ -8,7 +8,11 @@
 #include <vector>
 
 #include "common.h"
+#include "exit_status.h"
 #include "interrupt.h"
+#include "train/parallel/check_parallel.h"
+#include "train/parallel/launcher.h"
+#include "train/parallel/rank_group.h"
 #include "train/train.h"
 
 namespace ultraflash::cli {
@@ -17,7 +21,10 @@ namespace {
 struct TrainSettings {
   std::string config;
   std::string out;
-  std::string device = "cpu";
+  std::string device;
+  int64_t gpus = 0;
+  int64_t ranks = 0;
+  int64_t check_parallel = 0;
   bool resume = false;
   bool show = false;
   int64_t steps = -1;
@@ -26,13 +33,44 @@ struct TrainSettings {
   std::vector<std::string> set;
 };
 
+// Several ranks: this process starts and watches them. The one line it may print is about the rank
+// that failed.
+int launch(int64_t ranks) {
+  const LaunchOutcome outcome = launch_ranks(ranks);
+  if (outcome.stopped_at_once) return static_cast<int>(ExitStatus::kStoppedAtOnce);
+  return outcome.status.ok() ? 0 : fail(outcome.status);
+}
+
+// A rank leaves its failure to the launcher.
+int fail_as_rank(const Status& status) {
+  return RankGroup::in_environment() ? status_code_info(status.code()).exit_status : fail(status);
+}
+
+int run_check(const TrainSettings& settings, const std::string& device) {
+  if (!RankGroup::in_environment()) return launch(settings.check_parallel);
+  const Result<std::string> report = check_parallel(device);
+  if (!report.ok()) return fail_as_rank(report.status());
+  fmt::print("{}", *report);
+  return 0;
+}
+
 int run_train(const TrainSettings& settings) {
+  // Who asks for GPUs trains on them.
+  std::string device = settings.device;
+  if (device.empty()) {
+    device = settings.gpus > 0 || settings.check_parallel > 0 ? "cuda" : "cpu";
+  }
+  if (settings.check_parallel > 0) return run_check(settings, device);
+  if (settings.config.empty()) {
+    return fail({StatusCode::kInvalidArgument, "no config given; see 'ultraflash train --help'"});
+  }
   TrainOptions options;
   options.config = settings.config;
   options.out = settings.out.empty() ? std::filesystem::path("out/train") / options.config.stem()
                                      : std::filesystem::path(settings.out);
   options.resume = settings.resume;
-  options.device = settings.device;
+  options.device = device;
+  options.ranks = std::max(settings.gpus, settings.ranks);
   options.steps = settings.steps;
   options.minutes = settings.minutes;
   options.pause_after = settings.pause_after;
@@ -44,6 +82,9 @@ int run_train(const TrainSettings& settings) {
     fmt::print("{}\n", *text);
     return 0;
   }
+  const Result<int64_t> ranks = training_ranks(options);
+  if (!ranks.ok()) return fail(ranks.status());
+  if (*ranks > 1 && !RankGroup::in_environment()) return launch(*ranks);
   std::atomic<bool> stop{false};
   const InterruptGuard guard("finishing the step and writing a checkpoint", [&] { stop = true; });
   options.interrupted = [&] { return stop.load(); };
@@ -59,7 +100,8 @@ int run_train(const TrainSettings& settings) {
   };
   const Result<TrainSummary> summary = run_training(options);
   line.finish();
-  if (!summary.ok()) return fail(summary.status());
+  if (!summary.ok()) return fail_as_rank(summary.status());
+  if (summary->checkpoint.empty()) return 0;  // not rank 0
   fmt::print("{} after {} steps\n", summary->finished ? "finished" : "stopped", summary->step);
   for (const std::filesystem::path& path : summary->weights) fmt::print("  {}\n", path.string());
   fmt::print("  {}\n", summary->checkpoint.string());
@@ -71,12 +113,20 @@ int run_train(const TrainSettings& settings) {
 void add_train(CLI::App& app, Command& chosen) {
   auto settings = std::make_shared<TrainSettings>();
   CLI::App* command = app.add_subcommand("train", "Train a network: one stage of one config");
-  command->add_option("config", settings->config, "JSON file, such as models/*/train/*.json")
-      ->required();
+  command->add_option("config", settings->config, "JSON file, such as models/*/train/*.json");
   command->add_option("-o,--out", settings->out,
                       "Folder of checkpoints, log and weights (default: out/train/<config>)");
   command->add_flag("--resume", settings->resume, "Go on from the newest checkpoint in the folder");
-  command->add_option("--device", settings->device, "cpu, cuda or cuda:N")->capture_default_str();
+  command->add_option("--device", settings->device,
+                      "cpu, cuda or cuda:N (default: cpu, and cuda with --gpus)");
+  CLI::Option* const gpus = command->add_option(
+      "--gpus", settings->gpus,
+      "GPUs of this machine that train together, instead of the config's: a process each, "
+      "gradients averaged over all");
+  command->add_option("--ranks", settings->ranks, "As --gpus, without choosing the device")
+      ->excludes(gpus);
+  command->add_option("--check-parallel", settings->check_parallel,
+                      "Only sum over that many GPUs, check the sums and print the bandwidth");
   command->add_option("--steps", settings->steps,
                       "Steps of the whole run, instead of the config's");
   command->add_option("--minutes", settings->minutes,

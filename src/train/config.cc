@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "recipes/json_fields.h"
+#include "train/parallel/rank_group.h"
 #include "weights/strict_json.h"
 
 namespace ultraflash {
@@ -81,6 +82,9 @@ Status apply_override(nlohmann::json& object, const std::string& assignment) {
 Status TrainConfig::validate() const {
   UF_TRY(check(optimizer, "optimizer"));
   UF_TRY(check(critic_optimizer, "critic_optimizer"));
+  if (gpus < 1 || gpus > kMaxRanks) {
+    return invalid(fmt::format("gpus lies in 1 to {}", kMaxRanks));
+  }
   if (batch < 1 || steps < 0 || !(minutes >= 0.0) || log_every < 1 || sheet_every < 0 ||
       checkpoint_every < 0) {
     return invalid(

@@ -242,7 +242,10 @@ struct TrainConfig {
   std::string recipe = "pocket";  // preset or file: the networks' sizes and file names
   int64_t seed = 1;
   ComputeType compute = ComputeType::kBF16;
-  int64_t batch = 64;
+  /// Ranks that train together, one GPU each (with --device cpu: processes). Each takes `batch`
+  /// clips a step and has a bank of its own; gradients are averaged over all.
+  int64_t gpus = 1;
+  int64_t batch = 64;  // of one rank
   int64_t steps = 10'000;
   double minutes = 0.0;  // time limit, evaluation and start-up included; 0: none
   int64_t log_every = 50;
@@ -269,6 +272,7 @@ struct TrainConfig {
     visit("recipe", recipe);
     visit("seed", seed);
     visit("compute", compute);
+    visit("gpus", gpus);
     visit("batch", batch);
     visit("steps", steps);
     visit("minutes", minutes);

@@ -66,11 +66,11 @@ double shifted(double u, double shift);
 /// (1 - sigma) x + sigma noise.
 at::Tensor add_noise(const at::Tensor& x, const at::Tensor& noise, const at::Tensor& sigma);
 
-/// Random numbers of one draw of a step, the same on every machine.
+/// Random numbers of one draw of a step and rank, the same on every machine.
 class StepRandom {
  public:
   StepRandom(const TrainContext& context, int64_t step, int64_t purpose)
-      : seed_(static_cast<uint64_t>(context.config.seed) ^ 0x73746570),
+      : seed_((static_cast<uint64_t>(context.config.seed) ^ 0x73746570) + context.rank_seed()),
         stream_(static_cast<uint64_t>(step) << 8 | static_cast<uint64_t>(purpose)) {}
   /// In [0, 1).
   double uniform() { return static_cast<double>(rng::uniform(next())); }

@@ -71,7 +71,8 @@ LatentBank::Group LatentBank::render(int64_t group) const {
   result.clips = at::empty({group_clips_, window.frames, window.height, window.width, 3},
                            at::TensorOptions(at::kByte).pinned_memory(context_.device.is_cuda()));
   for (int64_t i = 0; i < group_clips_; ++i) {
-    const int64_t index = group * group_clips_ + i;
+    // Ranks take turns, so that together they hold ranks times as many clips.
+    const int64_t index = (group * context_.ranks() + context_.rank()) * group_clips_ + i;
     clips_.render(index, window, result.clips.mutable_data_ptr<uint8_t>() + i * window.bytes());
     for (int64_t variant = 0; variant < c.captions; ++variant) {
       result.captions.push_back(tokenizer_.encode(clips_.caption(index, variant, /*full=*/false)));
@@ -112,7 +113,8 @@ void LatentBank::advance(int64_t step) {
 
 LatentBatch LatentBank::sample(int64_t step, int64_t count, double dropout, int64_t purpose) const {
   const int64_t captions = context_.config.bank.captions;
-  const auto key = static_cast<uint64_t>(context_.config.seed) ^ kSampleSeed;
+  const uint64_t key =
+      (static_cast<uint64_t>(context_.config.seed) ^ kSampleSeed) + context_.rank_seed();
   at::Tensor places = at::empty({count}, at::kLong);
   std::vector<const TokenRow*> rows;
   for (int64_t i = 0; i < count; ++i) {

@@ -12,7 +12,8 @@ namespace ultraflash {
 
 int64_t TrainContext::workers() const {
   if (config.data.workers > 0) return config.data.workers;
-  return std::max<int64_t>(1, static_cast<int64_t>(std::thread::hardware_concurrency()) - 1);
+  const auto processors = static_cast<int64_t>(std::thread::hardware_concurrency());
+  return std::max<int64_t>(1, processors / ranks() - 1);
 }
 
 int64_t TrainContext::prefetch() const {
@@ -23,7 +24,7 @@ void TrainContext::seed_step(int64_t step, int64_t purpose) const {
   // Odd multipliers spread consecutive steps and purposes over the seeds.
   const uint64_t seed = static_cast<uint64_t>(config.seed) * 0x9E3779B97F4A7C15ULL +
                         static_cast<uint64_t>(step) * 0xD1B54A32D192ED03ULL +
-                        static_cast<uint64_t>(purpose) * 0x8CB92BA72F3D8DD7ULL;
+                        static_cast<uint64_t>(purpose) * 0x8CB92BA72F3D8DD7ULL + rank_seed();
   at::Generator generator = at::globalContext().defaultGenerator(device);
   const std::lock_guard lock(generator.mutex());
   generator.set_current_seed(seed);

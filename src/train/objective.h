@@ -20,6 +20,7 @@
 #include "stream/recipe_data.h"
 #include "train/config.h"
 #include "train/journal.h"
+#include "train/parallel/data_parallel.h"
 #include "train/parameters.h"
 #include "train/state.h"
 #include "ultraflash/log.h"
@@ -34,7 +35,14 @@ struct TrainContext {
   at::Device device{at::kCPU};
   DType compute = DType::kBF16;
   Logger log;
+  std::unique_ptr<DataParallel> parallel;  // null: one rank
 
+  [[nodiscard]] int64_t rank() const { return parallel ? parallel->rank() : 0; }
+  [[nodiscard]] int64_t ranks() const { return parallel ? parallel->size() : 1; }
+  /// Added to seeds of what each rank draws for itself; 0 on rank 0.
+  [[nodiscard]] uint64_t rank_seed() const {
+    return static_cast<uint64_t>(rank()) * 0xA24BAED4963EE407ULL;
+  }
   [[nodiscard]] Executor& ops() const { return *executor; }
   [[nodiscard]] at::TensorOptions f32() const {
     return at::TensorOptions(at::kFloat).device(device);
@@ -44,8 +52,8 @@ struct TrainContext {
   [[nodiscard]] int64_t height() const { return recipe.generator.latent_height * 8; }
   [[nodiscard]] int64_t workers() const;
   [[nodiscard]] int64_t prefetch() const;
-  /// Seeds the device's generator from the run's seed, a step and a purpose, so that what follows
-  /// draws the same numbers whenever that step is run.
+  /// Seeds the device's generator from the run's seed, the rank, a step and a purpose, so that what
+  /// follows draws the same numbers whenever that step is run.
   void seed_step(int64_t step, int64_t purpose = 0) const;
 };
 

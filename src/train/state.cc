@@ -16,7 +16,7 @@ namespace {
 
 constexpr const char* kPrefix = "checkpoint-";
 constexpr const char* kFile = "state.safetensors";
-constexpr const char* kCounters = "counters";  // f64: step, seconds, compact
+constexpr const char* kCounters = "counters";  // f64: step, seconds, compact, ranks
 constexpr float kLargestF8 = 448.0F;
 
 void put(std::vector<NamedTensor>& tensors, std::string name, const at::Tensor& tensor) {
@@ -97,6 +97,11 @@ void TrainedSet::begin(const OptimizerConfig& config, const EmaConfig* ema) {
 }
 
 at::Tensor TrainedSet::update(double factor) {
+  if (parallel != nullptr && parallel->size() > 1) {
+    if (!gradients) gradients = std::make_unique<GradientBuffer>(parameters->leaves());
+    gradients->take(parameters->leaves());
+    parallel->average(gradients->flat());
+  }
   at::Tensor norm = optimizer->step(optimizer->config().lr * factor);
   if (average) average->update(*parameters, updates);
   ++updates;
@@ -108,7 +113,8 @@ Result<std::filesystem::path> save_state(const std::filesystem::path& out,
                                          const RunCounters& counters, bool compact) {
   std::vector<NamedTensor> tensors;
   put(tensors, kCounters,
-      at::tensor({static_cast<double>(counters.step), counters.seconds, compact ? 1.0 : 0.0},
+      at::tensor({static_cast<double>(counters.step), counters.seconds, compact ? 1.0 : 0.0,
+                  static_cast<double>(counters.ranks)},
                  at::kDouble));
   for (const TrainedSet* set : sets) {
     const std::vector<at::Tensor>& leaves = set->parameters->leaves();
@@ -183,10 +189,11 @@ Status load_state(const std::filesystem::path& path, const std::vector<TrainedSe
   options.clean_names = false;
   UF_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(path, options));
   const Reader reader{checkpoint};
-  UF_ASSIGN(const at::Tensor numbers, reader.get(kCounters, {3}));
+  UF_ASSIGN(const at::Tensor numbers, reader.get(kCounters, {4}));
   counters.step = static_cast<int64_t>(numbers[0].item<double>());
   counters.seconds = numbers[1].item<double>();
   const bool compact = numbers[2].item<double>() != 0.0;
+  counters.ranks = static_cast<int64_t>(numbers[3].item<double>());
   for (TrainedSet* set : sets) UF_TRY(load_set(reader, *set, compact));
   return {};
 }

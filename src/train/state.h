@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "train/optimizer.h"
+#include "train/parallel/data_parallel.h"
 #include "train/parameters.h"
 
 namespace ultraflash {
@@ -22,10 +23,13 @@ struct TrainedSet {
   std::unique_ptr<AdamW> optimizer;
   std::unique_ptr<WeightAverage> average;  // null: not averaged
   int64_t updates = 0;
+  DataParallel* parallel = nullptr;  // set by the trainer; gradients are averaged over its ranks
+  std::unique_ptr<GradientBuffer> gradients;
 
   /// Makes the optimizer, and the average when `ema` is given. The network must be bound.
   void begin(const OptimizerConfig& config, const EmaConfig* ema);
-  /// Optimizer and average after a backward pass; returns the gradient's norm.
+  /// Optimizer and average after a backward pass, on every rank at once; returns the norm of the
+  /// gradient, which is the mean over ranks.
   at::Tensor update(double factor);
   /// The average, or the weights where there is none.
   [[nodiscard]] const std::vector<at::Tensor>& best() const {
@@ -36,6 +40,7 @@ struct TrainedSet {
 struct RunCounters {
   int64_t step = 0;
   double seconds = 0.0;
+  int64_t ranks = 1;  // that took these steps
 };
 
 /// Largest part of a checkpoint.

@@ -27,6 +27,7 @@ struct TrainOptions {
   std::filesystem::path out;     // checkpoints, log and pictures go here; created when missing
   bool resume = false;           // go on from the newest checkpoint in `out`, if there is one
   std::string device = "cpu";    // "cpu", "cuda", "cuda:N"
+  int64_t ranks = 0;             // replaces the config's gpus, when positive
   int64_t steps = -1;            // replaces the config's, when not negative
   double minutes = -1.0;         // likewise
   double pause_after = 0.0;      // minutes after which this process stops; 0: never
@@ -50,6 +51,11 @@ struct TrainSummary {
 /// resume from and the weights so far. kInvalidArgument for a config that cannot be; kNotFound for
 /// missing weights or data; kUnsupported without the device.
 Result<TrainSummary> run_training(const TrainOptions& options);
+
+/// How many ranks the run has. More than one are processes: start them with launch_ranks()
+/// (parallel/launcher.h), and in each call run_training() with the same options. Only rank 0 writes
+/// files, logs and reports progress.
+Result<int64_t> training_ranks(const TrainOptions& options);
 
 /// The config as it would run, every field written out, after `set`.
 Result<std::string> describe_training(const TrainOptions& options);

@@ -2,12 +2,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <optional>
 
 #include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
 #include "train/journal.h"
 #include "train/objective.h"
+#include "train/parallel/rank_group.h"
 #include "train/train.h"
 #include "ultraflash/recipe.h"
 
@@ -20,9 +23,15 @@ using Clock = std::chrono::steady_clock;
 // of it, within bounds.
 double reserve_seconds(double limit) { return std::clamp(0.04 * limit, 1.0, 25.0); }
 
-Result<Device> parse_device(const std::string& name) {
+// Of several ranks each has the GPU of its number.
+Result<Device> parse_device(const std::string& name, const RankGroup& group) {
   if (name == "cpu") return Device{};
-  if (name == "cuda") return Device{DeviceType::kCuda, 0};
+  if (name == "cuda") return Device{DeviceType::kCuda, static_cast<int>(group.rank())};
+  if (group.size() > 1) {
+    return make_status(StatusCode::kInvalidArgument,
+                       "{} ranks on '{}': say cuda, and each takes the GPU of its number",
+                       group.size(), name);
+  }
   if (name.starts_with("cuda:") && name.size() == 6 && name[5] >= '0' && name[5] <= '9') {
     return Device{DeviceType::kCuda, name[5] - '0'};
   }
@@ -48,6 +57,7 @@ Result<std::unique_ptr<Objective>> make_objective(TrainContext& context) {
 
 Result<TrainConfig> read_config(const TrainOptions& options) {
   UF_ASSIGN(TrainConfig config, load_train_config(options.config, options.set));
+  if (options.ranks > 0) config.gpus = options.ranks;
   if (options.steps >= 0) config.steps = options.steps;
   if (options.minutes >= 0.0) config.minutes = options.minutes;
   UF_TRY(config.validate());
@@ -56,10 +66,12 @@ Result<TrainConfig> read_config(const TrainOptions& options) {
 
 class Run {
  public:
-  Run(const TrainOptions& options, TrainContext& context, Objective& objective, Journal journal,
-      const RunCounters& counters)
+  // `journal`: of rank 0, which alone writes files and reports.
+  Run(const TrainOptions& options, TrainContext& context, Objective& objective,
+      std::optional<Journal> journal, const RunCounters& counters)
       : options_(options),
         context_(context),
+        parallel_(*context.parallel),
         objective_(objective),
         journal_(std::move(journal)),
         counters_(counters),
@@ -68,14 +80,15 @@ class Run {
 
   Result<TrainSummary> go() {
     const TrainConfig& config = context_.config;
+    UF_TRY(check_ranks_agree());
     UF_TRY(objective_.start(counters_.step));
     const int64_t first = counters_.step;
     interval_start_ = Clock::now();
     interval_step_ = first;
-    bool stop = false;
-    while (!stop && counters_.step < config.steps && !out_of_time()) {
-      const double progress = progress_of_run();
-      const double factor = learning_rate_factor(config.optimizer, counters_.step, progress);
+    bool stop = false;  // what this rank wants
+    Decision now = decide(stop);
+    while (!now.stop && !now.time_is_over && counters_.step < config.steps) {
+      const double factor = learning_rate_factor(config.optimizer, counters_.step, now.progress);
       objective_.step(counters_.step, factor, meter_);
       ++counters_.step;
       const int64_t step = counters_.step;
@@ -85,18 +98,23 @@ class Run {
       if (options_.interrupted && options_.interrupted()) stop = true;
       if (options_.pause_after > 0.0 && process_seconds() >= pause_seconds()) stop = true;
       if (options_.stop_after >= 0 && step - first >= options_.stop_after) stop = true;
+      now = decide(stop);
     }
     if (counters_.step % config.log_every != 0) {
-      UF_TRY(
-          report(learning_rate_factor(config.optimizer, counters_.step, progress_of_run()), stop));
+      UF_TRY(report(learning_rate_factor(config.optimizer, counters_.step, now.progress), stop));
     }
     TrainSummary summary;
     summary.step = counters_.step;
-    summary.finished = counters_.step >= config.steps || out_of_time();
+    summary.finished = counters_.step >= config.steps || now.time_is_over;
     UF_TRY(save());
     summary.checkpoint = checkpoint_;
-    UF_ASSIGN(summary.weights, objective_.publish(options_.out));
+    if (parallel_.leads()) {
+      UF_ASSIGN(summary.weights, objective_.publish(options_.out));
+    }
     UF_TRY(look());
+    // Nobody leaves while another rank still waits for it.
+    parallel_.synchronize();
+    parallel_.group().meet();
     return summary;
   }
 
@@ -121,9 +139,58 @@ class Run {
     return std::max(by_steps, seconds() / (limit() - reserve_seconds(limit())));
   }
 
+  // What all ranks do before a step: stop when any of them wants to; the clock is that of rank 0.
+  struct Decision {
+    bool stop = false;
+    bool time_is_over = false;
+    double progress = 0.0;
+  };
+  Decision decide(bool stop) {
+    const std::array<double, 3> mine = {stop ? 1.0 : 0.0, out_of_time() ? 1.0 : 0.0,
+                                        progress_of_run()};
+    const std::vector<double> all = parallel_.group().gather(mine);
+    Decision decision;
+    for (size_t i = 0; i < all.size(); i += mine.size()) {
+      decision.stop = decision.stop || all[i] != 0.0;
+    }
+    decision.time_is_over = all[1] != 0.0;
+    decision.progress = all[2];
+    return decision;
+  }
+
+  // Ranks that took other steps than rank 0 would train another network without a sign of it.
+  Status check_ranks_agree() {
+    if (parallel_.size() == 1) return {};
+    for (const TrainedSet* set : objective_.sets()) {
+      const uint64_t mine = checksum(set->parameters->leaves());
+      const uint64_t average = set->average ? checksum(set->average->values()) : 0;
+      const std::vector<uint64_t> all = parallel_.group().gather(std::array{mine, average});
+      for (size_t rank = 1; rank < static_cast<size_t>(parallel_.size()); ++rank) {
+        if (all[2 * rank] == all[0] && all[2 * rank + 1] == all[1]) continue;
+        return make_status(StatusCode::kInternal,
+                           "step {}: the {} of '{}' differ between ranks 0 and {}", counters_.step,
+                           all[2 * rank] == all[0] ? "averages" : "weights", set->name, rank);
+      }
+    }
+    return {};
+  }
+
+  // Means over the steps since the last report, and over ranks.
+  Measures take_measures() {
+    Measures measures = meter_.take();
+    std::vector<double> values;
+    for (const auto& [name, value] : measures) values.push_back(value);
+    parallel_.group().sum(values);
+    for (size_t i = 0; i < values.size(); ++i) {
+      measures[i].second = values[i] / static_cast<double>(parallel_.size());
+    }
+    return measures;
+  }
+
   // The one place of the loop that waits for the device.
   Status report(double factor, bool& stop) {
-    Measures measures = meter_.take();
+    Measures measures = take_measures();
+    UF_TRY(check_ranks_agree());
     const Clock::time_point now = Clock::now();
     const auto steps = static_cast<double>(std::max<int64_t>(counters_.step - interval_step_, 1));
     const double step_seconds =
@@ -132,7 +199,8 @@ class Run {
     interval_step_ = counters_.step;
     measures.emplace_back("lr", context_.config.optimizer.lr * factor);
     measures.emplace_back("step_seconds", step_seconds);
-    UF_TRY(journal_.add(counters_.step, seconds(), measures));
+    if (!journal_) return {};
+    UF_TRY(journal_->add(counters_.step, seconds(), measures));
     if (!options_.progress) return {};
     TrainProgress progress;
     progress.step = counters_.step;
@@ -146,22 +214,25 @@ class Run {
   }
 
   Status look() {
+    if (!journal_) return {};
     const Measures measures = objective_.evaluate();
     if (!measures.empty()) {
       context_.log.info(fmt::format("step {}: {}", counters_.step, measures_text(measures)));
-      UF_TRY(journal_.add(counters_.step, seconds(), measures));
+      UF_TRY(journal_->add(counters_.step, seconds(), measures));
     }
     if (const std::optional<RgbImage> image = objective_.sheet()) {
-      UF_TRY(journal_.save_picture("sheet", *image));
+      UF_TRY(journal_->save_picture("sheet", *image));
     }
-    UF_TRY(journal_.draw_curves());
+    UF_TRY(journal_->draw_curves());
     interval_start_ = Clock::now();
     interval_step_ = counters_.step;
     return {};
   }
 
   Status save() {
+    if (!parallel_.leads()) return {};
     counters_.seconds = seconds();
+    counters_.ranks = parallel_.size();
     UF_ASSIGN(checkpoint_, save_state(options_.out, objective_.sets(), counters_,
                                       context_.config.compact_checkpoint));
     return {};
@@ -169,8 +240,9 @@ class Run {
 
   const TrainOptions& options_;
   TrainContext& context_;
+  DataParallel& parallel_;
   Objective& objective_;
-  Journal journal_;
+  std::optional<Journal> journal_;
   RunCounters counters_;
   double earlier_seconds_;
   Clock::time_point start_;
@@ -180,21 +252,29 @@ class Run {
   std::filesystem::path checkpoint_;
 };
 
-Result<TrainSummary> run(const TrainOptions& options) {
+Result<TrainSummary> run(const TrainOptions& options, const std::shared_ptr<RankGroup>& group) {
   TrainContext context;
   UF_ASSIGN(context.config, read_config(options));
+  if (context.config.gpus != group->size()) {
+    return make_status(StatusCode::kInvalidArgument,
+                       "the config asks for {} ranks, and {} were started", context.config.gpus,
+                       group->size());
+  }
   UF_ASSIGN(const Recipe recipe, Recipe::find(context.config.recipe));
   context.recipe = recipe.data();
-  UF_ASSIGN(const Device device, parse_device(options.device));
-  context.executor = make_autograd_executor({.device = device});
+  UF_ASSIGN(const Device device, parse_device(options.device, *group));
+  open_torch_device(device);
   context.device = to_torch(device);
+  UF_ASSIGN(context.parallel, DataParallel::open(group, context.device));
+  context.executor = make_autograd_executor({.device = device});
   context.compute = context.config.compute == ComputeType::kBF16 ? DType::kBF16 : DType::kF32;
-  context.log = options.log;
+  const bool leads = group->leads();
+  if (leads) context.log = options.log;
   // Shapes repeat from step to step, so trying the convolution algorithms once pays.
   at::globalContext().setBenchmarkCuDNN(device.type == DeviceType::kCuda);
 
   std::error_code error;
-  std::filesystem::create_directories(options.out, error);
+  std::filesystem::create_directories(options.out, error);  // ranks may do so at once
   if (error) {
     return make_status(StatusCode::kIo, "{}: cannot be made: {}", options.out.string(),
                        error.message());
@@ -206,23 +286,36 @@ Result<TrainSummary> run(const TrainOptions& options) {
     if (!checkpoint.empty()) {
       UF_TRY(load_state(checkpoint, objective->sets(), counters));
       context.log.info(fmt::format("resuming from {}", checkpoint.string()));
+      if (counters.ranks != group->size()) {
+        context.log.warning(fmt::format(
+            "this run was trained by {} ranks and goes on with {}: other clips and noise than it "
+            "would have had, so its weights will not be the same bit for bit",
+            counters.ranks, group->size()));
+      }
     }
+    group->meet();  // rank 0 removes this checkpoint when it writes its own
   }
   int64_t parameters = 0;
-  for (const TrainedSet* set : objective->sets()) parameters += set->parameters->parameter_count();
-  context.log.info(
-      fmt::format("training {} parameters on {}", parameters, context.executor->description()));
+  for (TrainedSet* set : objective->sets()) {
+    set->parallel = context.parallel.get();
+    parameters += set->parameters->parameter_count();
+  }
+  context.log.info(fmt::format("training {} parameters on {}, {}, {} clips a step", parameters,
+                               context.executor->description(), context.parallel->description(),
+                               context.config.batch * group->size()));
   context.log.info(train_config_json(context.config, 2));
-  UF_ASSIGN(Journal journal, Journal::open(options.out, counters.step));
-  UF_TRY(journal.add_config(train_config_json(context.config, -1)));
+  std::optional<Journal> journal;
+  if (leads) {
+    UF_ASSIGN(journal, Journal::open(options.out, counters.step));
+    UF_TRY(journal->add_config(train_config_json(context.config, -1)));
+  }
   return Run(options, context, *objective, std::move(journal), counters).go();
 }
 
-}  // namespace
-
-Result<TrainSummary> run_training(const TrainOptions& options) {
+Result<TrainSummary> run_or_catch(const TrainOptions& options,
+                                  const std::shared_ptr<RankGroup>& group) {
   try {
-    return run(options);
+    return run(options, group);
   } catch (const Error& error) {
     return error.status();
   } catch (const c10::OutOfMemoryError& error) {
@@ -230,6 +323,23 @@ Result<TrainSummary> run_training(const TrainOptions& options) {
   } catch (const c10::Error& error) {
     return make_status(StatusCode::kDevice, "libtorch: {}", error.what_without_backtrace());
   }
+}
+
+}  // namespace
+
+Result<TrainSummary> run_training(const TrainOptions& options) {
+  UF_ASSIGN(const std::shared_ptr<RankGroup> group, RankGroup::from_environment());
+  Result<TrainSummary> summary = run_or_catch(options, group);
+  // Who falls with another rank has nothing to say.
+  if (!summary.ok() && summary.status().code() != StatusCode::kCancelled) {
+    group->fail(summary.status());
+  }
+  return summary;
+}
+
+Result<int64_t> training_ranks(const TrainOptions& options) {
+  UF_ASSIGN(const TrainConfig config, read_config(options));
+  return config.gpus;
 }
 
 Result<std::string> describe_training(const TrainOptions& options) {

@@ -234,7 +234,8 @@ class AutoencoderObjective final : public Objective {
     auto* const out = clips.mutable_data_ptr<uint8_t>();
     const int64_t crops = scale == 1 ? 1 : config.autoencoder.crops_per_clip;
     for (int64_t i = 0; i < config.batch; ++i) {
-      const int64_t index = step * config.batch + i / crops;
+      const int64_t index =
+          (step * context_.ranks() + context_.rank()) * config.batch + i / crops;
       const auto random = [&](int64_t k) {
         return rng::philox(static_cast<uint64_t>(k), static_cast<uint64_t>(index),
                            static_cast<uint64_t>(config.seed) ^ kCropSeed);

@@ -158,13 +158,15 @@ class OdeObjective final : public Objective {
     const OdeConfig& c = context_.config.ode;
     const at::NoGradGuard no_grad;
     const int64_t place = next_group_ % groups() * c.make_batch;
+    const int64_t first_clip =
+        (next_group_ * context_.ranks() + context_.rank()) * c.make_batch;
     captions_.resize(static_cast<size_t>(c.pairs));
     StepRandom random(context_, next_group_, kPairDraw);
     std::vector<const TokenRow*> rows;
     for (int64_t i = 0; i < c.make_batch; ++i) {
       TokenRow& row = captions_[static_cast<size_t>(place + i)];
       row = tokenizer_->encode(
-          clips_->caption(next_group_ * c.make_batch + i, random.below(16), /*full=*/false));
+          clips_->caption(first_clip + i, random.below(16), /*full=*/false));
       rows.push_back(&row);
     }
     const std::vector<const TokenRow*> none(rows.size(), &tokenizer_->empty());
