@@ -19,6 +19,10 @@ struct EnumNames<TrainStage> {
                                            "self_forcing"};
 };
 template <>
+struct EnumNames<OptimizerRule> {
+  static constexpr const char* kNames[] = {"adamw", "muon"};
+};
+template <>
 struct EnumNames<LrSchedule> {
   static constexpr const char* kNames[] = {"constant", "cosine"};
 };
@@ -46,11 +50,12 @@ Status invalid(const std::string& what) {
 Status check(const OptimizerConfig& o, const char* name) {
   const auto share = [](double x) { return x >= 0.0 && x < 1.0; };
   if (!(o.lr >= 0.0) || !std::isfinite(o.lr) || !share(o.beta1) || !share(o.beta2) ||
-      !(o.eps > 0.0) || !(o.weight_decay >= 0.0) || !(o.clip_norm >= 0.0) || o.warmup_steps < 0 ||
+      !share(o.momentum) || !(o.matrix_lr >= 0.0) || !(o.eps > 0.0) || !(o.weight_decay >= 0.0) ||
+      !(o.clip_norm >= 0.0) || o.warmup_steps < 0 ||
       !(o.final_lr_ratio >= 0.0 && o.final_lr_ratio <= 1.0)) {
     return invalid(fmt::format(
-        "{}: lr, weight_decay, clip_norm and warmup_steps are not negative, betas lie in [0, 1), "
-        "eps is positive, final_lr_ratio lies in [0, 1]",
+        "{}: lr, matrix_lr, weight_decay, clip_norm and warmup_steps are not negative, betas and "
+        "momentum lie in [0, 1), eps is positive, final_lr_ratio lies in [0, 1]",
         name));
   }
   return {};
@@ -91,6 +96,7 @@ Status TrainConfig::validate() const {
         "batch and log_every are at least 1; steps, minutes, sheet_every and "
         "checkpoint_every are not negative");
   }
+  if (!(data.hold_out > 0.0 && data.hold_out < 1.0)) return invalid("data.hold_out lies in (0, 1)");
   if (!(ema.decay >= 0.0 && ema.decay < 1.0)) return invalid("ema.decay lies in [0, 1)");
   if (autoencoder.frames < 4 || autoencoder.frames % 4 != 0 || autoencoder.eval_frames < 4 ||
       autoencoder.eval_frames % 4 != 0 || autoencoder.eval_clips < 0 ||
@@ -100,7 +106,6 @@ Status TrainConfig::validate() const {
     return invalid(
         "autoencoder: frames and eval_frames are multiples of 4, data_scales a list of "
         "numbers from 1 to 8, crops_per_clip at least 1");
-  if (!(data.hold_out > 0.0 && data.hold_out < 1.0)) return invalid("data.hold_out lies in (0, 1)");
   }
   if (batch % autoencoder.crops_per_clip != 0) {
     return invalid("autoencoder.crops_per_clip must divide batch");

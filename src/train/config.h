@@ -12,18 +12,22 @@
 namespace ultraflash {
 
 enum class TrainStage : uint8_t { kAutoencoder, kFlowMatching, kCausal, kOde, kSelfForcing };
+enum class OptimizerRule : uint8_t { kAdamW, kMuon };
 enum class LrSchedule : uint8_t { kConstant, kCosine };
 enum class ComputeType : uint8_t { kF32, kBF16 };
 enum class CausalMode : uint8_t { kDiffusionForcing, kTeacherForcing };
 enum class DistillationLoss : uint8_t { kDmd, kSid, kGan };
 
 struct OptimizerConfig {
+  OptimizerRule rule = OptimizerRule::kAdamW;
   double lr = 1e-3;
   double beta1 = 0.9;
   double beta2 = 0.99;
   double eps = 1e-8;
   double weight_decay = 0.0;  // of parameters with two axes or more
   double clip_norm = 1.0;     // of the gradient over all parameters; 0: none
+  double momentum = 0.95;     // of Muon
+  double matrix_lr = 1.0;     // Muon's rate for the matrices of blocks, as a multiple of lr
   int64_t warmup_steps = 100;
   LrSchedule schedule = LrSchedule::kCosine;
   double final_lr_ratio = 0.01;  // of a cosine, at its end
@@ -33,12 +37,15 @@ struct OptimizerConfig {
 
   template <typename Visitor>
   void visit_fields(Visitor& visit) {
+    visit("rule", rule);
     visit("lr", lr);
     visit("beta1", beta1);
     visit("beta2", beta2);
     visit("eps", eps);
     visit("weight_decay", weight_decay);
     visit("clip_norm", clip_norm);
+    visit("momentum", momentum);
+    visit("matrix_lr", matrix_lr);
     visit("warmup_steps", warmup_steps);
     visit("schedule", schedule);
     visit("final_lr_ratio", final_lr_ratio);

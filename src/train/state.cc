@@ -92,7 +92,7 @@ Status load_set(const Reader& reader, TrainedSet& set, bool compact) {
 }  // namespace
 
 void TrainedSet::begin(const OptimizerConfig& config, const EmaConfig* ema) {
-  optimizer = std::make_unique<AdamW>(*parameters, config);
+  optimizer = std::make_unique<Optimizer>(*parameters, config);
   if (ema != nullptr) average = std::make_unique<WeightAverage>(*parameters, *ema);
 }
 

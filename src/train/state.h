@@ -20,7 +20,7 @@ namespace ultraflash {
 struct TrainedSet {
   std::string name;  // "autoencoder", "generator", ...: prefix in checkpoints
   std::shared_ptr<ParameterSet> parameters;
-  std::unique_ptr<AdamW> optimizer;
+  std::unique_ptr<Optimizer> optimizer;
   std::unique_ptr<WeightAverage> average;  // null: not averaged
   int64_t updates = 0;
   DataParallel* parallel = nullptr;  // set by the trainer; gradients are averaged over its ranks

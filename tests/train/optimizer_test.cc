@@ -38,7 +38,7 @@ OptimizerConfig plain_config() {
 
 TEST(AdamW, TwoStepsFollowTheFormula) {
   const auto set = two_parameters();
-  AdamW adam(*set, plain_config());
+  Optimizer adam(*set, plain_config());
   const std::vector<at::Tensor> start = {set->leaves()[0].detach().clone(),
                                          set->leaves()[1].detach().clone()};
   const std::vector<double> gradients = {0.25, -2.0};
@@ -68,7 +68,7 @@ TEST(AdamW, TwoStepsFollowTheFormula) {
 
 TEST(AdamW, ANonFiniteGradientChangesNothing) {
   const auto set = two_parameters();
-  AdamW adam(*set, plain_config());
+  Optimizer adam(*set, plain_config());
   const at::Tensor before = set->leaves()[0].detach().clone();
   set->leaves()[0].mutable_grad() =
       at::full_like(set->leaves()[0], std::numeric_limits<double>::infinity());
@@ -79,11 +79,92 @@ TEST(AdamW, ANonFiniteGradientChangesNothing) {
   EXPECT_TRUE(at::equal(adam.second_moments()[1], at::zeros({5})));
 }
 
+std::shared_ptr<ParameterSet> block_parameters() {
+  auto set = std::make_shared<ParameterSet>(at::kCPU, /*trainable=*/true);
+  RandomSource random(7);
+  set->bind_from(&random);
+  (void)set->find({"blocks.0.q.weight", {6, 6}, ParameterInit::normal(1.0F), false});
+  (void)set->find({"blocks.0.ffn.weight", {10, 6}, ParameterInit::normal(1.0F), false});
+  (void)set->find({"blocks.1.q.weight", {6, 6}, ParameterInit::normal(1.0F), false});
+  (void)set->find({"head.weight", {4, 6}, ParameterInit::normal(1.0F), false});
+  (void)set->find({"blocks.0.q.bias", {6}, ParameterInit::normal(1.0F), false});
+  set->bind_from(nullptr);
+  return set;
+}
+
+TEST(Muon, OrthogonalizedHasEqualSingularValuesAndTheSameVectors) {
+  at::manual_seed(3);
+  for (const auto& [rows, columns] : {std::pair{8, 8}, {5, 12}, {12, 5}}) {
+    const at::Tensor x = at::randn({3, rows, columns}, at::kDouble);
+    const at::Tensor y = orthogonalized(x);
+    const at::Tensor s = at::linalg_svdvals(y);
+    EXPECT_GT(s.min().item<double>(), 0.4);
+    EXPECT_LT(s.max().item<double>(), 1.3);
+    // U V^T of x shares its singular vectors, so U^T y V is diagonal.
+    const auto [u, sigma, vt] = at::linalg_svd(x, /*full_matrices=*/false);
+    const at::Tensor inner = at::matmul(at::matmul(u.transpose(1, 2), y), vt.transpose(1, 2));
+    const at::Tensor off = inner - at::diag_embed(at::diagonal(inner, 0, 1, 2));
+    EXPECT_LT(off.abs().max().item<double>(), 1e-6);
+  }
+}
+
+TEST(Muon, MovesMatricesOfBlocksByTheRuleAndTheRestAsAdamW) {
+  at::manual_seed(4);
+  const auto set = block_parameters();
+  const auto plain = block_parameters();
+  OptimizerConfig config = plain_config();
+  Optimizer adam(*plain, config);
+  config.rule = OptimizerRule::kMuon;
+  config.matrix_lr = 0.5;
+  Optimizer muon(*set, config);
+  std::vector<at::Tensor> expected, momentum;
+  for (const at::Tensor& leaf : set->leaves()) {
+    expected.push_back(leaf.detach().clone());
+    momentum.push_back(at::zeros_like(expected.back()));
+  }
+  for (int step = 0; step < 3; ++step) {
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const at::Tensor g = at::randn(expected[i].sizes());
+      set->leaves()[i].mutable_grad() = g.clone();
+      plain->leaves()[i].mutable_grad() = g.clone();
+      if (i > 2) continue;
+      momentum[i] = 0.95 * momentum[i] + 0.05 * g;
+      const at::Tensor u = orthogonalized((0.05 * g + 0.95 * momentum[i]).unsqueeze(0)).squeeze(0);
+      const double scale = 0.2 * std::sqrt(i == 1 ? 10.0 : 6.0);
+      expected[i] = expected[i] * (1.0 - 0.05 * 0.5) - 0.05 * scale * u;
+    }
+    muon.step(0.1);
+    adam.step(0.1);
+  }
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(at::allclose(set->leaves()[i], expected[i], 1e-4, 1e-5)) << i;
+    EXPECT_TRUE(at::allclose(muon.first_moments()[i], momentum[i], 1e-5, 1e-6)) << i;
+  }
+  for (size_t i = 3; i < 5; ++i) EXPECT_TRUE(at::equal(set->leaves()[i], plain->leaves()[i])) << i;
+}
+
+TEST(Muon, ANonFiniteGradientChangesNothing) {
+  const auto set = block_parameters();
+  OptimizerConfig config = plain_config();
+  config.rule = OptimizerRule::kMuon;
+  Optimizer muon(*set, config);
+  std::vector<at::Tensor> before;
+  for (const at::Tensor& leaf : set->leaves()) {
+    before.push_back(leaf.detach().clone());
+    leaf.mutable_grad() = at::full_like(leaf, std::numeric_limits<float>::infinity());
+  }
+  muon.step(0.1);
+  for (size_t i = 0; i < before.size(); ++i) {
+    EXPECT_TRUE(at::equal(set->leaves()[i], before[i])) << i;
+    EXPECT_EQ(muon.first_moments()[i].abs().max().item<float>(), 0.0F) << i;
+  }
+}
+
 TEST(AdamW, ClipsByTheNormOverAllParameters) {
   const auto set = two_parameters();
   OptimizerConfig config = plain_config();
   config.clip_norm = 1.0;
-  AdamW adam(*set, config);
+  Optimizer adam(*set, config);
   for (const at::Tensor& leaf : set->leaves()) leaf.mutable_grad() = at::ones_like(leaf);
   EXPECT_NEAR(adam.step(0.1).item<float>(), std::sqrt(20.0F), 1e-5F);
   // The first moment is 0.1 of the clipped gradient, 1 / sqrt(20) everywhere.
