@@ -15,7 +15,7 @@ struct ExecutorOptions {
   std::string device = "auto";    // "auto", "cpu", "cuda", "cuda:N"
   int threads = 0;                // CPU threads, 0: all
   size_t memory_limit_bytes = 0;  // of the executor's arena, 0: none
-  std::string cpu_kernels;        // "", "generic", "avx2", "avx512": for tests
+  std::string cpu_kernels;        // "", "generic", "avx2", "avx512", "avx512_bf16": for tests
   bool use_onednn = true;         // for tests
   bool use_cudnn = true;          // for tests
   size_t guard_bytes = 0;         // guard zones around every tensor, for tests

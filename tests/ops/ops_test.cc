@@ -40,6 +40,7 @@ std::vector<Variant> variants() {
   add("generic", /*onednn=*/false);
   add("avx2", /*onednn=*/false);
   add("avx512", /*onednn=*/false);
+  add("avx512_bf16", /*onednn=*/false);
   return list;
 }
 

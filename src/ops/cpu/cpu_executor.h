@@ -14,8 +14,9 @@
 namespace ultraflash::cpu {
 
 struct CpuOptions {
-  int threads = 0;         // 0: as many as OpenMP would take
-  std::string kernels;     // "generic", "avx2", "avx512"; empty: the best this machine runs
+  int threads = 0;  // 0: as many as OpenMP would take
+  std::string
+      kernels;  // "generic", "avx2", "avx512", "avx512_bf16"; empty: the best this machine runs
   bool use_onednn = true;  // false: own code only
   size_t memory_limit_bytes = 0;
   size_t guard_bytes = 0;  // guard zones around every tensor, for tests

@@ -99,31 +99,21 @@ inline const float* as_float_rows(const void* source_any, int64_t stride, int64_
   return buffer;
 }
 
-// One key run against one tile of queries: scores, softmax update, output update.
-inline void attend_tile(const AttentionScratch& s, int64_t tile, int64_t head_dim,
-                        const float* keys, int64_t key_stride, const float* values,
-                        int64_t value_stride, int64_t count, const float* bias,
-                        int64_t bias_columns) {
-  const float* q = s.queries + tile * head_dim * kTileColumns;
-  for_row_blocks(count, [&](auto tag, int64_t r0) {
-    constexpr int kRows = decltype(tag)::kCount;
-    Vf acc[kRows][kTileVectors] = {};
-    tile_product<kRows, kTileVectors, false>(keys + r0 * key_stride, key_stride, q, kTileColumns,
-                                             head_dim, acc);
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kTileVectors; ++v) {
-        store(s.scores + (r0 + r) * kTileColumns + v * kWidth, acc[r][v]);
-      }
-    }
-  });
+constexpr float kLog2E = 1.44269504088896341F;
+
+// Adds bias[column - row] to the first `columns` columns of the scores. None when null.
+inline void add_bias(const AttentionScratch& s, int64_t count, const float* bias, int64_t columns) {
   if (bias != nullptr) {
     for (int64_t r = 0; r < count; ++r) {
-      for (int64_t c = 0; c < bias_columns; ++c) {
-        s.scores[r * kTileColumns + c] += bias[c - r] * 1.44269504088896341F;
+      for (int64_t c = 0; c < columns; ++c) {
+        s.scores[r * kTileColumns + c] += bias[c - r] * kLog2E;
       }
     }
   }
+}
 
+// Scores of one key run become probabilities against the running maximum of a tile of queries.
+inline void update_softmax(const AttentionScratch& s, int64_t tile, int64_t count) {
   float* maximum = s.maximum + tile * kTileColumns;
   float* sum = s.sum + tile * kTileColumns;
   for (int v = 0; v < kTileVectors; ++v) {
@@ -145,6 +135,44 @@ inline void attend_tile(const AttentionScratch& s, int64_t tile, int64_t head_di
     store(sum + v * kWidth, total);
     store(s.correction + v * kWidth, correction);
   }
+}
+
+// A block of the output as it counts against the new maximum, and back.
+template <int R, int V>
+inline void load_corrected(const AttentionScratch& s, const float* output, int64_t head, int64_t r0,
+                           int64_t d, Vf (&acc)[R][V]) {
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) {
+      acc[r][v] = load(output + (r0 + r) * head + d + v * kWidth) * s.correction[r0 + r];
+    }
+  }
+}
+template <int R, int V>
+inline void store_output(float* output, int64_t head, int64_t r0, int64_t d, Vf (&acc)[R][V]) {
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) store(output + (r0 + r) * head + d + v * kWidth, acc[r][v]);
+  }
+}
+
+// One key run against one tile of queries: scores, softmax update, output update.
+inline void attend_tile(const AttentionScratch& s, int64_t tile, int64_t head_dim,
+                        const float* keys, int64_t key_stride, const float* values,
+                        int64_t value_stride, int64_t count, const float* bias,
+                        int64_t bias_columns) {
+  const float* q = s.queries + tile * head_dim * kTileColumns;
+  for_row_blocks(count, [&](auto tag, int64_t r0) {
+    constexpr int kRows = decltype(tag)::kCount;
+    Vf acc[kRows][kTileVectors] = {};
+    tile_product<kRows, kTileVectors, false>(keys + r0 * key_stride, key_stride, q, kTileColumns,
+                                             head_dim, acc);
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        store(s.scores + (r0 + r) * kTileColumns + v * kWidth, acc[r][v]);
+      }
+    }
+  });
+  add_bias(s, count, bias, bias_columns);
+  update_softmax(s, tile, count);
 
   const int64_t head = padded_head(head_dim);
   float* output = s.output + tile * kTileColumns * head;
@@ -153,18 +181,10 @@ inline void attend_tile(const AttentionScratch& s, int64_t tile, int64_t head_di
     for_row_blocks(kTileColumns, [&](auto tag, int64_t r0) {
       constexpr int kRows = decltype(tag)::kCount;
       Vf acc[kRows][kVectors];
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVectors; ++v) {
-          acc[r][v] = load(output + (r0 + r) * head + d + v * kWidth) * s.correction[r0 + r];
-        }
-      }
+      load_corrected<kRows, kVectors>(s, output, head, r0, d, acc);
       tile_product<kRows, kVectors, true>(s.scores + r0, kTileColumns, values + d, value_stride,
                                           count, acc);
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVectors; ++v) {
-          store(output + (r0 + r) * head + d + v * kWidth, acc[r][v]);
-        }
-      }
+      store_output<kRows, kVectors>(output, head, r0, d, acc);
     });
   };
   int64_t d = 0;
@@ -172,42 +192,29 @@ inline void attend_tile(const AttentionScratch& s, int64_t tile, int64_t head_di
   for (; d < head; d += kWidth) update(Rows<1>{}, d);
 }
 
-template <typename T>
-void attention_of(const AttentionTask& t) {
-  const AttentionScratch s = carve(t.scratch, t.head_dim);
-  const int64_t head = padded_head(t.head_dim);
+// Zeroes what a task accumulates; returns its number of query tiles.
+inline int64_t begin_tiles(const AttentionScratch& s, const AttentionTask& t) {
   const int64_t tiles = (t.queries + kTileColumns - 1) / kTileColumns;
-  const float factor = t.scale * 1.44269504088896341F;  // log2(e)
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t first = tile * kTileColumns;
-    const int64_t count = t.queries - first < kTileColumns ? t.queries - first : kTileColumns;
-    transpose_queries<T>(t, first, count, factor, s.queries + tile * t.head_dim * kTileColumns);
-  }
-  for (int64_t i = 0; i < tiles * kTileColumns * head; ++i) s.output[i] = 0.0F;
+  for (int64_t i = 0; i < tiles * kTileColumns * padded_head(t.head_dim); ++i) s.output[i] = 0.0F;
   for (int64_t i = 0; i < tiles * kTileColumns; ++i) {
     s.maximum[i] = kMinusInfinity;
     s.sum[i] = 0.0F;
   }
+  return tiles;
+}
 
-  int64_t key = 0;
-  for (int64_t i = 0; i < t.run_count; ++i) {
-    const KeyRun& run = t.runs[i];
-    int64_t key_stride = 0;
-    int64_t value_stride = 0;
-    const float* keys = as_float_rows<T>(run.k, t.k_stride, run.count, t.head_dim,
-                                         /*whole_vectors=*/false, s.keys, &key_stride);
-    const float* values = as_float_rows<T>(run.v, t.v_stride, run.count, t.head_dim,
-                                           /*whole_vectors=*/true, s.values, &value_stride);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t first = tile * kTileColumns;
-      const int64_t columns = t.queries - first < kTileColumns ? t.queries - first : kTileColumns;
-      const float* bias = t.bias == nullptr ? nullptr : t.bias + first - key;
-      attend_tile(s, tile, t.head_dim, keys, key_stride, values, value_stride, run.count, bias,
-                  columns);
-    }
-    key += run.count;
-  }
+inline int64_t tile_queries(const AttentionTask& t, int64_t tile) {
+  const int64_t left = t.queries - tile * kTileColumns;
+  return left < kTileColumns ? left : kTileColumns;
+}
 
+inline const float* bias_of(const AttentionTask& t, int64_t tile, int64_t key) {
+  return t.bias == nullptr ? nullptr : t.bias + tile * kTileColumns - key;
+}
+
+template <typename T>
+inline void finish_tiles(const AttentionScratch& s, const AttentionTask& t) {
+  const int64_t head = padded_head(t.head_dim);
   T* out = static_cast<T*>(t.out);
   for (int64_t q = 0; q < t.queries; ++q) {
     const float total = s.sum[q];
@@ -218,12 +225,30 @@ void attention_of(const AttentionTask& t) {
   }
 }
 
-void attention(const AttentionTask& t) {
-  if (t.dtype == DType::kBF16) {
-    attention_of<BFloat16>(t);
-  } else {
-    attention_of<float>(t);
+template <typename T>
+void attention_of(const AttentionTask& t) {
+  const AttentionScratch s = carve(t.scratch, t.head_dim);
+  const int64_t tiles = begin_tiles(s, t);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    transpose_queries<T>(t, tile * kTileColumns, tile_queries(t, tile), t.scale * kLog2E,
+                         s.queries + tile * t.head_dim * kTileColumns);
   }
+  int64_t key = 0;
+  for (int64_t i = 0; i < t.run_count; ++i) {
+    const KeyRun& run = t.runs[i];
+    int64_t key_stride = 0;
+    int64_t value_stride = 0;
+    const float* keys = as_float_rows<T>(run.k, t.k_stride, run.count, t.head_dim,
+                                         /*whole_vectors=*/false, s.keys, &key_stride);
+    const float* values = as_float_rows<T>(run.v, t.v_stride, run.count, t.head_dim,
+                                           /*whole_vectors=*/true, s.values, &value_stride);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      attend_tile(s, tile, t.head_dim, keys, key_stride, values, value_stride, run.count,
+                  bias_of(t, tile, key), tile_queries(t, tile));
+    }
+    key += run.count;
+  }
+  finish_tiles<T>(s, t);
 }
 
 }  // namespace

@@ -139,6 +139,7 @@ struct Kernels {
 const Kernels* generic_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512_bf16_kernels();
 
 /// The best table for this machine, or the named one ("generic", "avx2", "avx512") if the machine
 /// can run it; nullptr otherwise.

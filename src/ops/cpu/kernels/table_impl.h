@@ -2,6 +2,9 @@
 #pragma once
 
 #include "ops/cpu/kernels/attention_impl.h"
+#if UF_SIMD_BF16_PAIRS
+#include "ops/cpu/kernels/attention_pairs.h"
+#endif
 #include "ops/cpu/kernels/elementwise_impl.h"
 #include "ops/cpu/kernels/gemm_impl.h"
 #include "ops/cpu/kernels/kernels.h"
@@ -9,6 +12,20 @@
 
 namespace ultraflash::cpu {
 namespace {
+
+void attention(const AttentionTask& t) {
+  if (t.dtype != DType::kBF16) {
+    attention_of<float>(t);
+    return;
+  }
+#if UF_SIMD_BF16_PAIRS
+  if (takes_pairs(t)) {
+    attention_pairs(t);
+    return;
+  }
+#endif
+  attention_of<BFloat16>(t);
+}
 
 constexpr Kernels make_table(const char* name) {
   Kernels table{};

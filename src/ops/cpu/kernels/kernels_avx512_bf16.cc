@@ -1,0 +1,13 @@
+// x86-64 with AVX-512 F, BW, DQ, VL and BF16.
+#define UF_SIMD_WIDTH 16
+#define UF_SIMD_BF16_PAIRS 1
+#include "ops/cpu/kernels/table_impl.h"
+
+namespace ultraflash::cpu {
+
+const Kernels* avx512_bf16_kernels() {
+  static constexpr Kernels kTable = make_table("avx512_bf16");
+  return &kTable;
+}
+
+}  // namespace ultraflash::cpu
