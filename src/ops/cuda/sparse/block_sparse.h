@@ -31,7 +31,7 @@ struct SparseShape {
   SparseType type = SparseType::kBF16;
   int64_t batch = 1;
   int64_t heads = 0;
-  int64_t head_dim = 0;  // even, at most 256; dim = heads * head_dim is a multiple of 8
+  int64_t head_dim = 0;  // a multiple of 8, at most 128
   int64_t frames = 0;    // token grid of the group
   int64_t height = 0;
   int64_t width = 0;

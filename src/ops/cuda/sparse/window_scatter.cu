@@ -1,0 +1,438 @@
+// Query/key preparation of the sparse SR DiT: y = rotate(x / rms(x) * weight), in window order,
+// with block means.
+//
+// A cluster of 8 CTAs makes one window block, each 1/8 of its tokens; a thread owns 8 columns of q,
+// k and v and keeps its part of the two means in registers. Four tokens at a time, so that 12 loads
+// of 16 bytes are under way per thread. The means meet in the first CTA's shared memory order,
+// which is fixed. Before sm_90 there are no clusters and one CTA makes the whole block.
+//
+// bf16 or f32 in memory, f32 arithmetic, one rounding. Bound by memory: 18 bytes in and 12 + 6 out
+// per column and token at bf16 count as 6 read and 6 written.
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "ops/cuda/sparse/block_sparse.h"
+
+namespace ultraflash::cuda {
+namespace {
+
+constexpr int kParts = 8;    // CTAs of a cluster
+constexpr int kTokens = 4;   // handled together
+constexpr int kColumns = 8;  // of a thread
+constexpr int kMaxWarps = 32;
+
+template <typename T>
+struct Columns;
+template <>
+struct Columns<__nv_bfloat16> {
+  uint4 raw;
+  __device__ __forceinline__ void load(const __nv_bfloat16* from) {
+    raw = __ldcs(reinterpret_cast<const uint4*>(from));
+  }
+  __device__ __forceinline__ void store(__nv_bfloat16* to) const {
+    *reinterpret_cast<uint4*>(to) = raw;
+  }
+  __device__ __forceinline__ void clear() { raw = make_uint4(0, 0, 0, 0); }
+  __device__ __forceinline__ void unpack(float (&x)[kColumns]) const {
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = __uint_as_float(words[i] << 16);
+      x[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000U);
+    }
+  }
+  /// Rounds, and leaves the rounded values in x.
+  __device__ __forceinline__ void pack(float (&x)[kColumns]) {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+      words[i] = *reinterpret_cast<const uint32_t*>(&pair);
+    }
+    raw = make_uint4(words[0], words[1], words[2], words[3]);
+    unpack(x);
+  }
+};
+template <>
+struct Columns<float> {
+  float4 low, high;
+  __device__ __forceinline__ void load(const float* from) {
+    low = __ldcs(reinterpret_cast<const float4*>(from));
+    high = __ldcs(reinterpret_cast<const float4*>(from) + 1);
+  }
+  __device__ __forceinline__ void store(float* to) const {
+    reinterpret_cast<float4*>(to)[0] = low;
+    reinterpret_cast<float4*>(to)[1] = high;
+  }
+  __device__ __forceinline__ void clear() { low = high = make_float4(0.0F, 0.0F, 0.0F, 0.0F); }
+  __device__ __forceinline__ void unpack(float (&x)[kColumns]) const {
+    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+  }
+  __device__ __forceinline__ void pack(float (&x)[kColumns]) {
+    low = make_float4(x[0], x[1], x[2], x[3]);
+    high = make_float4(x[4], x[5], x[6], x[7]);
+  }
+};
+
+__device__ __forceinline__ void store_mean(__nv_bfloat16* to, float x) {
+  *to = __float2bfloat16(x);
+}
+__device__ __forceinline__ void store_mean(float* to, float x) { *to = x; }
+
+struct ScatterParams {
+  const void* qkv;
+  int64_t pitch;
+  const float* norm_q;
+  const float* norm_k;
+  const float2* rotary;
+  const int64_t* first_slot;
+  void *q, *pooled_q, *k, *v, *pooled_k;
+  float eps;
+  int dim, head_dim;
+  int frames, height, width;
+  int window_frames, window_height, window_width, window_tokens;
+  int block_columns, spatial_blocks, query_blocks, cached_blocks, capacity_blocks;
+};
+
+/// Where a token comes from and the rows of the rotary table it takes.
+struct TokenSource {
+  int row;  // in its sample; -1: padding
+  int time, vertical, horizontal;
+};
+
+// The parts of the cluster. sm_80 has none; the host code starts the clustered kernel on sm_90 and
+// later alone.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+__device__ __forceinline__ const float* cluster_part(float* pointer, int part) {
+  return cooperative_groups::this_cluster().map_shared_rank(pointer, part);
+}
+#else
+__device__ __forceinline__ void cluster_sync() { __trap(); }
+__device__ __forceinline__ const float* cluster_part(float* pointer, int) { return pointer; }
+#endif
+
+/// Sums 8 values over the warp: lane l ends with the total of value (l / 4) % 8.
+__device__ __forceinline__ float reduce_eight(float (&x)[8]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int half = 4; half >= 1; half /= 2) {
+    const bool upper = (lane & half * 4) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float mine = upper ? x[i + half] : x[i];
+      const float other = upper ? x[i] : x[i + half];
+      x[i] = mine + __shfl_xor_sync(0xFFFFFFFFU, other, half * 4);
+    }
+  }
+  x[0] += __shfl_xor_sync(0xFFFFFFFFU, x[0], 2);
+  return x[0] + __shfl_xor_sync(0xFFFFFFFFU, x[0], 1);
+}
+
+template <typename T, int MAX_THREADS, int CTAS, bool CLUSTERED>
+__global__ void __launch_bounds__(MAX_THREADS, CTAS)
+    scatter_kernel(const __grid_constant__ ScatterParams p) {
+  extern __shared__ float4 scatter_memory[];
+  // [2][8][kMaxWarps] partial sums of squares, [2][dim] sums of q and k, then the token sources.
+  auto* partial = reinterpret_cast<float*>(scatter_memory);
+  float* sums = partial + 2 * 2 * kTokens * kMaxWarps;
+  auto* sources = reinterpret_cast<TokenSource*>(sums + 2 * p.dim);
+
+  const int parts = CLUSTERED ? kParts : 1;
+  const int part = CLUSTERED ? static_cast<int>(blockIdx.x % kParts) : 0;
+  const int index =
+      CLUSTERED ? static_cast<int>(blockIdx.x / kParts) : static_cast<int>(blockIdx.x);
+  const int sample = index / p.query_blocks;
+  const int block = index % p.query_blocks;
+  const int temporal = block / p.spatial_blocks;
+  const int space = block % p.spatial_blocks;
+  const int half = p.head_dim / 2;
+  const int share = (p.window_tokens + parts - 1) / parts;
+  const int begin = part * share;
+  const int end = min(begin + share, p.window_tokens);
+  const auto thread = static_cast<int>(threadIdx.x);
+  const auto threads = static_cast<int>(blockDim.x);
+  for (int i = begin + thread; i < end; i += threads) {
+    const int in_frame = p.window_height * p.window_width;
+    const int frame = temporal * p.window_frames + i / in_frame;
+    const int y = space / p.block_columns * p.window_height + i % in_frame / p.window_width;
+    const int x = space % p.block_columns * p.window_width + i % p.window_width;
+    const bool real = frame < p.frames && y < p.height && x < p.width;
+    sources[i - begin] = {real ? (frame * p.height + y) * p.width + x : -1, frame * half,
+                          (p.frames + y) * half, (p.frames + p.height + x) * half};
+  }
+  for (int i = thread; i < 2 * 2 * kTokens * kMaxWarps; i += threads) partial[i] = 0.0F;
+  __syncthreads();
+
+  const int column = thread * kColumns;
+  const bool active = column < p.dim;
+  const int pair = column % p.head_dim / 2;  // head_dim is a multiple of 8
+  const int spatial_pairs = p.head_dim / 6;
+  const int time_pairs = half - 2 * spatial_pairs;
+  float weight_q[kColumns];
+  float weight_k[kColumns];
+  float sum_q[kColumns] = {};
+  float sum_k[kColumns] = {};
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    weight_q[i] = active ? p.norm_q[column + i] : 0.0F;
+    weight_k[i] = active ? p.norm_k[column + i] : 0.0F;
+  }
+  int slot = static_cast<int>(*p.first_slot) + p.cached_blocks + temporal;
+  if (slot >= p.capacity_blocks) slot -= p.capacity_blocks;
+  const int64_t cache_block =
+      (static_cast<int64_t>(sample) * p.capacity_blocks + slot) * p.spatial_blocks + space;
+  const int64_t tokens = static_cast<int64_t>(p.frames) * p.height * p.width;
+  const T* source = static_cast<const T*>(p.qkv) + sample * tokens * p.pitch + column;
+  T* q_out = static_cast<T*>(p.q) + static_cast<int64_t>(index) * p.window_tokens * p.dim + column;
+  T* k_out = static_cast<T*>(p.k) + cache_block * p.window_tokens * p.dim + column;
+  T* v_out = static_cast<T*>(p.v) + cache_block * p.window_tokens * p.dim + column;
+  const int warps = (threads + 31) / 32;
+
+  int round = 0;
+  for (int first = begin; first < end; first += kTokens, round ^= 1) {
+    Columns<T> q[kTokens];
+    Columns<T> k[kTokens];
+    Columns<T> v[kTokens];
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      const int from = first + t < end ? sources[first + t - begin].row : -1;
+      if (from >= 0 && active) {
+        const T* row = source + from * p.pitch;
+        q[t].load(row);
+        k[t].load(row + p.dim);
+        v[t].load(row + 2 * p.dim);
+      } else {
+        q[t].clear();
+        k[t].clear();
+        v[t].clear();
+      }
+    }
+    float squares[2 * kTokens];
+    float x[kColumns];
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      squares[t] = 0.0F;
+      squares[kTokens + t] = 0.0F;
+      q[t].unpack(x);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) squares[t] = fmaf(x[i], x[i], squares[t]);
+      k[t].unpack(x);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        squares[kTokens + t] = fmaf(x[i], x[i], squares[kTokens + t]);
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (first + t < end && active) {
+        v[t].store(v_out + static_cast<int64_t>(first + t) * p.dim);
+      }
+    }
+    const float total = reduce_eight(squares);
+    float* totals = partial + round * 2 * kTokens * kMaxWarps;
+    if (thread % 4 == 0) totals[thread % 32 / 4 * kMaxWarps + thread / 32] = total;
+    __syncthreads();
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (first + t >= end) break;
+      const int64_t offset = static_cast<int64_t>(first + t) * p.dim;
+      float square_q = 0.0F;
+      float square_k = 0.0F;
+      for (int w = 0; w < warps; w += 4) {
+        const float4 a = *reinterpret_cast<const float4*>(totals + t * kMaxWarps + w);
+        const float4 b = *reinterpret_cast<const float4*>(totals + (kTokens + t) * kMaxWarps + w);
+        square_q += (a.x + a.y) + (a.z + a.w);
+        square_k += (b.x + b.y) + (b.z + b.w);
+      }
+      const float inverse_q = 1.0F / sqrtf(square_q / static_cast<float>(p.dim) + p.eps);
+      const float inverse_k = 1.0F / sqrtf(square_k / static_cast<float>(p.dim) + p.eps);
+      if (!active) continue;
+      const TokenSource token = sources[first + t - begin];
+      float2 turn[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = pair + i;
+        const int row = at < time_pairs                   ? token.time
+                        : at < time_pairs + spatial_pairs ? token.vertical
+                                                          : token.horizontal;
+        turn[i] = __ldg(p.rotary + row + at);
+      }
+      const auto finish = [&](Columns<T>& line, const float(&weight)[kColumns], float inverse,
+                              float(&sum)[kColumns], T* out) {
+        line.unpack(x);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float a = x[2 * i] * inverse * weight[2 * i];
+          const float b = x[2 * i + 1] * inverse * weight[2 * i + 1];
+          x[2 * i] = a * turn[i].x - b * turn[i].y;
+          x[2 * i + 1] = b * turn[i].x + a * turn[i].y;
+        }
+        line.pack(x);
+        line.store(out);
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) sum[i] += x[i];
+      };
+      finish(q[t], weight_q, inverse_q, sum_q, q_out + offset);
+      finish(k[t], weight_k, inverse_k, sum_k, k_out + offset);
+    }
+  }
+
+  if (active) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      sums[column + i] = sum_q[i];
+      sums[p.dim + column + i] = sum_k[i];
+    }
+  }
+  if (CLUSTERED) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  const float inverse_count = 1.0F / static_cast<float>(p.window_tokens);
+  const int columns = 2 * p.dim;
+  const int slice = (columns + parts - 1) / parts;
+  T* mean_q = static_cast<T*>(p.pooled_q) + static_cast<int64_t>(index) * p.dim;
+  T* mean_k = static_cast<T*>(p.pooled_k) + cache_block * p.dim;
+  for (int c = part * slice + thread; c < min((part + 1) * slice, columns); c += threads) {
+    float sum = 0.0F;
+    for (int other = 0; other < parts; ++other) {
+      sum += CLUSTERED ? cluster_part(sums, other)[c] : sums[c];
+    }
+    store_mean(c < p.dim ? mean_q + c : mean_k + (c - p.dim), sum * inverse_count);
+  }
+  if (CLUSTERED) cluster_sync();  // nobody leaves while its sums are read
+}
+
+template <typename T, int MAX_THREADS, int CTAS, bool CLUSTERED>
+cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cudaStream_t stream) {
+  auto* kernel = scatter_kernel<T, MAX_THREADS, CTAS, CLUSTERED>;
+  const int parts = CLUSTERED ? kParts : 1;
+  const int share = (params.window_tokens + parts - 1) / parts;
+  const size_t bytes = (2 * 2 * kTokens * kMaxWarps + 2 * static_cast<size_t>(params.dim)) * 4 +
+                       static_cast<size_t>(share) * sizeof(TokenSource);
+  if (bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks * parts));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kParts, 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = CLUSTERED ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+template <typename T>
+cudaError_t launch(const ScatterParams& params, int64_t blocks, bool clustered,
+                   cudaStream_t stream) {
+  const int threads = (params.dim / kColumns + 31) / 32 * 32;
+  // 192 threads are the published width of 1536; so many CTAs then fill the registers.
+  constexpr int kCtas = sizeof(T) == 2 ? 3 : 2;
+  if (threads <= 192) {
+    return clustered ? launch<T, 192, kCtas, true>(params, blocks, threads, stream)
+                     : launch<T, 192, kCtas, false>(params, blocks, threads, stream);
+  }
+  return clustered ? launch<T, 1024, 1, true>(params, blocks, threads, stream)
+                   : launch<T, 1024, 1, false>(params, blocks, threads, stream);
+}
+
+__global__ void rotary_kernel(float2* table, const int64_t* first_frame, int frames, int height,
+                              int width, int head_dim) {
+  const int half = head_dim / 2;
+  const auto i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= (frames + height + width) * half) return;
+  const int row = i / half;
+  const int pair = i % half;
+  const int spatial = head_dim / 6;
+  const int time = half - 2 * spatial;
+  const int axis = row < frames ? 0 : row < frames + height ? 1 : 2;
+  const int first = axis == 0 ? 0 : time + (axis - 1) * spatial;
+  const int count = axis == 0 ? time : spatial;
+  const int j = pair - first;
+  if (j < 0 || j >= count) return;  // columns of the other axes are not read
+  const int64_t position = axis == 0   ? *first_frame + row
+                           : axis == 1 ? row - frames
+                                       : row - frames - height;
+  const double angle = static_cast<double>(position) *
+                       pow(10000.0, -static_cast<double>(j) / static_cast<double>(count));
+  double sine = 0.0;
+  double cosine = 0.0;
+  sincos(angle, &sine, &cosine);
+  table[i] = make_float2(static_cast<float>(cosine), static_cast<float>(sine));
+}
+
+}  // namespace
+
+size_t rotary_table_bytes(const SparseShape& shape) {
+  return static_cast<size_t>((shape.frames + shape.height + shape.width) * (shape.head_dim / 2)) *
+         sizeof(float2);
+}
+
+cudaError_t fill_rotary_table(const SparseShape& shape, const SparsePlace* place, float* table,
+                              cudaStream_t stream) {
+  const int64_t entries = (shape.frames + shape.height + shape.width) * (shape.head_dim / 2);
+  if (entries == 0) return cudaSuccess;
+  rotary_kernel<<<static_cast<unsigned>((entries + 127) / 128), 128, 0, stream>>>(
+      reinterpret_cast<float2*>(table), &place->first_frame, static_cast<int>(shape.frames),
+      static_cast<int>(shape.height), static_cast<int>(shape.width),
+      static_cast<int>(shape.head_dim));
+  return cudaGetLastError();
+}
+
+cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& args,
+                           cudaStream_t stream) {
+  if (shape.head_dim % kColumns != 0 || shape.dim() > 1024 * kColumns) return cudaErrorNotSupported;
+  const int64_t blocks = shape.batch * shape.query_blocks();
+  if (blocks == 0 || shape.dim() == 0) return cudaSuccess;
+  ScatterParams p{};
+  p.qkv = args.qkv;
+  p.pitch = args.qkv_pitch > 0 ? args.qkv_pitch : 3 * shape.dim();
+  p.norm_q = args.norm_q;
+  p.norm_k = args.norm_k;
+  p.rotary = reinterpret_cast<const float2*>(args.rotary);
+  p.first_slot = &args.place->first_slot;
+  p.q = args.q;
+  p.pooled_q = args.pooled_q;
+  p.k = args.k;
+  p.v = args.v;
+  p.pooled_k = args.pooled_k;
+  p.eps = args.eps;
+  p.dim = static_cast<int>(shape.dim());
+  p.head_dim = static_cast<int>(shape.head_dim);
+  p.frames = static_cast<int>(shape.frames);
+  p.height = static_cast<int>(shape.height);
+  p.width = static_cast<int>(shape.width);
+  p.window_frames = static_cast<int>(shape.window_frames);
+  p.window_height = static_cast<int>(shape.window_height);
+  p.window_width = static_cast<int>(shape.window_width);
+  p.window_tokens = static_cast<int>(shape.window_tokens());
+  p.block_columns = static_cast<int>(shape.block_columns());
+  p.spatial_blocks = static_cast<int>(shape.spatial_blocks());
+  p.query_blocks = static_cast<int>(shape.query_blocks());
+  p.cached_blocks = static_cast<int>(shape.cached_blocks);
+  p.capacity_blocks = static_cast<int>(shape.capacity_blocks);
+  int device = 0;
+  int major = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+      error != cudaSuccess) {
+    return error;
+  }
+  const bool clustered = major >= 9;
+  return shape.type == SparseType::kBF16 ? launch<__nv_bfloat16>(p, blocks, clustered, stream)
+                                         : launch<float>(p, blocks, clustered, stream);
+}
+
+}  // namespace ultraflash::cuda
