@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "ops/recompute_region.h"
 
 namespace ultraflash {
 
@@ -188,6 +189,7 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
   Tensor n = ops.layer_norm_modulate(x, m[0].select(2, kShift1), m[0].select(2, kScale1), eps);
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const WanBlock& block = blocks_[i];
+    RecomputeRegion region(ops);
     // Self-attention
     Tensor y = attend(static_cast<int64_t>(i), block.self_attn,
                       ops.linear(n, block.self_attn.qkv));  // [batch, tokens, dim]
@@ -214,6 +216,7 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
     report("ffn", i, r.x);
     x = std::move(r.x);
     n = std::move(r.normalized);
+    region.end({x, n});
   }
   return ops.linear(ops.cast(n, time_compute_), head_);  // [batch, tokens, out_dim * 4]
 }

@@ -53,6 +53,15 @@ class Executor {
   virtual void update_place(ChunkPlace& place) = 0;
   virtual void update_place(GroupPlace& place) = 0;
 
+  /// Bounds of a stretch of operations, such as a layer. An executor that differentiates may keep
+  /// what went in instead of what was made on the way, and run the stretch again in the backward
+  /// pass; others do nothing. Used through RecomputeRegion. `results` and the caches written inside
+  /// are all that is used after the end; weights and places outlive the backward pass.
+  virtual void begin_region() {}
+  virtual void end_region(std::span<const Tensor> /*results*/) {}
+  /// Ends a region that was left early, without gradients.
+  virtual void drop_region() {}
+
   // --- weights --------------------------------------------------------------------------------
 
   /// Builds `linear.prepared`. The bound tensors may then be dropped unless the executor

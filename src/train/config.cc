@@ -31,6 +31,10 @@ struct EnumNames<ComputeType> {
   static constexpr const char* kNames[] = {"f32", "bf16"};
 };
 template <>
+struct EnumNames<Recompute> {
+  static constexpr const char* kNames[] = {"none", "blocks"};
+};
+template <>
 struct EnumNames<CausalMode> {
   static constexpr const char* kNames[] = {"diffusion_forcing", "teacher_forcing"};
 };

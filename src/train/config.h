@@ -15,6 +15,7 @@ enum class TrainStage : uint8_t { kAutoencoder, kFlowMatching, kCausal, kOde, kS
 enum class OptimizerRule : uint8_t { kAdamW, kMuon };
 enum class LrSchedule : uint8_t { kConstant, kCosine };
 enum class ComputeType : uint8_t { kF32, kBF16 };
+enum class Recompute : uint8_t { kNone, kBlocks };
 enum class CausalMode : uint8_t { kDiffusionForcing, kTeacherForcing };
 enum class DistillationLoss : uint8_t { kDmd, kSid, kGan };
 
@@ -249,6 +250,9 @@ struct TrainConfig {
   std::string recipe = "pocket";  // preset or file: the networks' sizes and file names
   int64_t seed = 1;
   ComputeType compute = ComputeType::kBF16;
+  /// kBlocks: of each transformer block only its input is kept for the backward pass, which runs
+  /// the block again. A third more work, a small part of the memory, the same gradients.
+  Recompute recompute = Recompute::kNone;
   /// Ranks that train together, one GPU each (with --device cpu: processes). Each takes `batch`
   /// clips a step and has a bank of its own; gradients are averaged over all.
   int64_t gpus = 1;
@@ -279,6 +283,7 @@ struct TrainConfig {
     visit("recipe", recipe);
     visit("seed", seed);
     visit("compute", compute);
+    visit("recompute", recompute);
     visit("gpus", gpus);
     visit("batch", batch);
     visit("steps", steps);

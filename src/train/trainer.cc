@@ -266,7 +266,8 @@ Result<TrainSummary> run(const TrainOptions& options, const std::shared_ptr<Rank
   open_torch_device(device);
   context.device = to_torch(device);
   UF_ASSIGN(context.parallel, DataParallel::open(group, context.device));
-  context.executor = make_autograd_executor({.device = device});
+  context.executor = make_autograd_executor(
+      {.device = device, .recompute = context.config.recompute == Recompute::kBlocks});
   context.compute = context.config.compute == ComputeType::kBF16 ? DType::kBF16 : DType::kF32;
   const bool leads = group->leads();
   if (leads) context.log = options.log;

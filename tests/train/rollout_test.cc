@@ -21,12 +21,14 @@ struct Fixture {
   at::Tensor noise;
   Tensor embeddings;
 
-  Fixture() {
+  explicit Fixture(bool recompute = false) {
+    AutogradOptions options;
+    options.recompute = recompute;
     const Result<Recipe> recipe = Recipe::find((folder / "recipe.json").string());
     if (!recipe.ok()) throw Error(recipe.status());
     context.recipe = recipe->data();
     context.compute = DType::kF32;
-    context.executor = make_autograd_executor({});
+    context.executor = make_autograd_executor(options);
     Result<GeneratorNetwork> made = GeneratorNetwork::open(context, "", /*trainable=*/true);
     if (!made.ok()) throw Error(made.status());
     generator = *std::move(made);
@@ -76,6 +78,24 @@ TEST(Rollout, GradientOrNotGivesTheSameLatents) {
       roll_out(f.context, f.generator, f.plan, f.noise, f.embeddings, {3, 2}, /*gradient=*/false);
   EXPECT_FALSE(without.requires_grad());
   EXPECT_TRUE(at::equal(with.detach(), without));
+}
+
+TEST(Rollout, RecomputedGradientsHaveTheSameBits) {
+  std::vector<std::vector<at::Tensor>> gradients(2);
+  for (const bool recompute : {false, true}) {
+    Fixture f(recompute);
+    f.context.seed_step(2);
+    const at::Tensor x =
+        roll_out(f.context, f.generator, f.plan, f.noise, f.embeddings, {1, 2}, /*gradient=*/true);
+    x.square().sum().backward();
+    for (const at::Tensor& leaf : f.generator.parameters->leaves()) {
+      gradients[recompute ? 1 : 0].push_back(leaf.grad());
+    }
+  }
+  for (size_t i = 0; i < gradients[0].size(); ++i) {
+    EXPECT_GT(gradients[0][i].abs().max().item<float>(), 0.0F);
+    EXPECT_TRUE(at::equal(gradients[0][i], gradients[1][i])) << i;
+  }
 }
 
 TEST(Rollout, TheFirstChunkDoesNotDependOnTheSecond) {

@@ -8,11 +8,13 @@
 #include "core/check.h"
 #include "ops/autograd/autograd_impl.h"
 #include "ops/autograd/functions.h"
+#include "ops/autograd/recompute_executor.h"
 
 namespace ultraflash {
 
 std::unique_ptr<Executor> make_autograd_executor(const AutogradOptions& options) {
   open_torch_device(options.device);
+  if (options.recompute) return autograd::make_recompute_executor(options);
   return std::make_unique<autograd::AutogradExecutor>(options);
 }
 

@@ -20,6 +20,8 @@ struct AutogradOptions {
   /// Block-sparse attention forms a mask over tokens up to this many elements and gathers the key
   /// blocks of each query block above it, which costs more calls but no more memory than it needs.
   int64_t largest_mask_elements = int64_t{1} << 28;
+  /// Regions (Executor::begin_region) keep their inputs alone and run again in the backward pass.
+  bool recompute = false;
 };
 
 /// Throws Error(kUnsupported) when this libtorch or machine lacks the device.

@@ -23,12 +23,14 @@ class TorchStorage final : public Storage {
   }
   [[nodiscard]] const at::Tensor& tensor() const { return tensor_; }
 
+  uint64_t tag = 0;  // see set_tag()
+
  private:
   at::Tensor tensor_;
 };
 
-const TorchStorage* torch_storage(const Tensor& x) {
-  return dynamic_cast<const TorchStorage*>(x.storage().get());
+TorchStorage* torch_storage(const Tensor& x) {
+  return dynamic_cast<TorchStorage*>(x.storage().get());
 }
 
 at::IntArrayRef sizes_of(const Tensor& x) {
@@ -148,6 +150,22 @@ Tensor from_torch(const at::Tensor& tensor) {
 }
 
 bool holds_torch(const Tensor& x) { return torch_storage(x) != nullptr; }
+
+const at::Tensor* kept_tensor(const Tensor& x) {
+  const TorchStorage* storage = torch_storage(x);
+  return storage == nullptr ? nullptr : &storage->tensor();
+}
+
+void set_tag(const Tensor& x, uint64_t tag) {
+  TorchStorage* storage = torch_storage(x);
+  UF_CHECK(storage != nullptr, "{} is no tensor of libtorch", x.to_string());
+  storage->tag = tag;
+}
+
+uint64_t tag_of(const Tensor& x) {
+  const TorchStorage* storage = torch_storage(x);
+  return storage == nullptr ? 0 : storage->tag;
+}
 
 at::Tensor to_torch(const Tensor& x) {
   UF_CHECK(x.defined(), "an absent tensor was handed to libtorch");

@@ -8,6 +8,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+
 #include "core/tensor.h"
 
 namespace ultraflash {
@@ -27,6 +29,13 @@ at::Tensor to_torch(const Tensor& x);
 at::Tensor to_torch(const Tensor& x, at::Device device);
 /// Whether `x` stands for an at::Tensor, so that to_torch() shares its graph.
 bool holds_torch(const Tensor& x);
+
+/// The whole at::Tensor behind a handle, of which the handle may be a view; null for others.
+const at::Tensor* kept_tensor(const Tensor& x);
+/// A number that recomputation (recompute_executor.h) puts on the memory behind a handle; 0 at
+/// first. The handle is one of from_torch().
+void set_tag(const Tensor& x, uint64_t tag);
+uint64_t tag_of(const Tensor& x);
 
 at::ScalarType to_torch(DType dtype);
 DType from_torch(at::ScalarType type);
