@@ -14,9 +14,9 @@ if(UF_CUDA)
   if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.9)
     message(FATAL_ERROR "UF_CUDA=ON needs CUDA 12.9 or later, found ${CMAKE_CUDA_COMPILER_VERSION}")
   endif()
-  set(CMAKE_CUDA_STANDARD 20)
-  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-  set(CMAKE_CUDA_EXTENSIONS OFF)
+  # CMake 3.25 does not know that this compiler can.
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
   find_package(CUDAToolkit REQUIRED)
 
   # Headers alone: what a source file that talks to CUDA's libraries needs, and the runtime.

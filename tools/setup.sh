@@ -113,7 +113,7 @@ fetch_cudnn_frontend() {
   if [[ -e $folder/include/cudnn_frontend.h ]]; then return 0; fi
   say "fetching cudnn-frontend into build/cudnn-frontend"
   python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
-    --target "$folder" nvidia-cudnn-frontend==1.32.0
+    --target "$folder" nvidia-cudnn-frontend==1.15.0
 }
 if ((${#missing[@]} == 0)); then
   fetch_libtorch

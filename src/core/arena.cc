@@ -60,6 +60,14 @@ void unpoison([[maybe_unused]] Device device, [[maybe_unused]] const std::byte* 
 
 }  // namespace
 
+void MemorySource::fill(std::byte* data, size_t size_bytes, std::byte value) {
+  std::fill_n(data, size_bytes, value);
+}
+
+bool MemorySource::holds(const std::byte* data, size_t size_bytes, std::byte value) {
+  return std::all_of(data, data + size_bytes, [value](std::byte b) { return b == value; });
+}
+
 std::shared_ptr<MemorySource> host_memory() {
   static const std::shared_ptr<MemorySource> kSource = std::make_shared<HostMemory>();
   return kSource;
@@ -225,16 +233,15 @@ StoragePtr Arena::Pool::allocate(size_t size_bytes) {
 }
 
 void Arena::Pool::write_guards(std::byte* data, size_t size_bytes, size_t block_size) const {
-  std::fill_n(data, options_.guard_bytes, kGuardByte);
-  std::byte* end = data + options_.guard_bytes + size_bytes;
-  std::fill(end, data + block_size, kGuardByte);
+  const size_t end = options_.guard_bytes + size_bytes;
+  source_->fill(data, options_.guard_bytes, kGuardByte);
+  source_->fill(data + end, block_size - end, kGuardByte);
 }
 
 bool Arena::Pool::guards_intact(const std::byte* data, size_t size_bytes, size_t block_size) const {
-  const auto intact = [](std::byte b) { return b == kGuardByte; };
-  const std::byte* end = data + options_.guard_bytes + size_bytes;
-  return std::all_of(data, data + options_.guard_bytes, intact) &&
-         std::all_of(end, data + block_size, intact);
+  const size_t end = options_.guard_bytes + size_bytes;
+  return source_->holds(data, options_.guard_bytes, kGuardByte) &&
+         source_->holds(data + end, block_size - end, kGuardByte);
 }
 
 void Arena::Pool::release(Item* item) noexcept {

@@ -21,6 +21,10 @@ class MemorySource {
   virtual std::byte* allocate(size_t size_bytes) = 0;
   virtual void free(std::byte* data, size_t size_bytes) noexcept = 0;
   [[nodiscard]] virtual Device device() const = 0;
+  // For guard zones. As written they are for host memory; holds() sees every write that was queued
+  // before it.
+  virtual void fill(std::byte* data, size_t size_bytes, std::byte value);
+  [[nodiscard]] virtual bool holds(const std::byte* data, size_t size_bytes, std::byte value);
 };
 
 /// Page-aligned host memory.
@@ -33,7 +37,7 @@ class Arena {
     size_t limit_bytes = 0;
     /// Smallest slab asked from the source.
     size_t slab_bytes = size_t{8} << 20;
-    /// Host memory only, for tests: bytes of a known pattern before and after every tensor, checked
+    /// For tests: bytes of a known pattern before and after every tensor, checked
     /// when it is released (Stats::guard_violations). A multiple of 256.
     size_t guard_bytes = 0;
   };

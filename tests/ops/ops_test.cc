@@ -41,6 +41,18 @@ std::vector<Variant> variants() {
   add("avx2", /*onednn=*/false);
   add("avx512", /*onednn=*/false);
   add("avx512_bf16", /*onednn=*/false);
+  for (const bool library : {true, false}) {
+    ExecutorOptions options;
+    options.device = "cuda";
+    options.use_cudnn = library;
+    options.guard_bytes = 512;
+    const Result<std::unique_ptr<Executor>> made = make_executor(options);
+    if (made.ok()) {
+      list.push_back({library ? "cuda_cudnn" : "cuda_own", options});
+    } else {
+      std::printf("[  SKIPPED ] executor cuda: %s\n", made.status().message().c_str());
+    }
+  }
   return list;
 }
 

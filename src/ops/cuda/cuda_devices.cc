@@ -25,6 +25,14 @@ void throw_cuda_error(cudaError_t error, const char* call, const char* file, int
               cudaGetErrorName(error), call, file, line);
 }
 
+void refuse_dtype(DType dtype) {
+  throw_error(StatusCode::kUnsupported,
+              "the CUDA executor computes in f32 and bf16, not in {}; pass --dtype f32 or bf16",
+              dtype_name(dtype));
+}
+
+void require(bool holds, const char* what) { UF_CHECK(holds, "{}", what); }
+
 std::vector<CudaDevice> list_cuda_devices() {
   int driver = 0;
   int runtime = 0;

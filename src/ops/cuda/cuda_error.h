@@ -3,10 +3,18 @@
 
 #include <cuda_runtime_api.h>
 
+#include "core/dtype.h"
+
 namespace ultraflash::cuda {
 
 /// Throws Error(kOutOfMemory) or Error(kDevice): what was called, where, what CUDA says.
 [[noreturn]] void throw_cuda_error(cudaError_t error, const char* call, const char* file, int line);
+
+// For CUDA files, whose compiler cannot take fmt's checked format strings.
+/// Throws Error(kUnsupported): kernels have no arithmetic in this type.
+[[noreturn]] void refuse_dtype(DType dtype);
+/// Throws Error(kInternal) when `holds` is false.
+void require(bool holds, const char* what);
 
 }  // namespace ultraflash::cuda
 

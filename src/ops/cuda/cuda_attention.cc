@@ -1,0 +1,242 @@
+// Attention, dense and block-sparse, with the query and key preparation before it.
+#include <algorithm>
+#include <cmath>
+
+#include "core/check.h"
+#include "ops/cuda/cuda_error.h"
+#include "ops/cuda/cuda_impl.h"
+
+namespace ultraflash::cuda {
+namespace {
+
+const float* floats(const Tensor& x) { return reinterpret_cast<const float*>(x.raw()); }
+
+Tensor axis_table(int64_t positions, int64_t pairs) {
+  const Tensor table = Tensor::allocate(DType::kF32, {positions, pairs, 2});
+  float* out = table.mutable_data<float>();
+  for (int64_t p = 0; p < positions; ++p) {
+    for (int64_t j = 0; j < pairs; ++j) {
+      const double angle = static_cast<double>(p) *
+                           std::pow(10000.0, -static_cast<double>(j) / static_cast<double>(pairs));
+      *out++ = static_cast<float>(std::cos(angle));
+      *out++ = static_cast<float>(std::sin(angle));
+    }
+  }
+  return table;
+}
+
+const void* place_of(const Tensor& device) {
+  UF_CHECK(device.defined(), "a place that update_place has not seen");
+  return device.raw();
+}
+
+}  // namespace
+
+kernels::RotaryTable CudaExecutor::rotary(const TokenGrid& grid, int64_t head_dim) {
+  const int64_t space = head_dim / 6;
+  const int64_t time = head_dim / 2 - 2 * space;
+  const auto known = [&](const Rotary& r) {
+    return r.rows == grid.height && r.columns == grid.width && r.head_dim == head_dim;
+  };
+  auto found = std::find_if(rotary_.begin(), rotary_.end(), known);
+  if (found == rotary_.end()) {
+    const Tensor frequency = Tensor::allocate(DType::kF64, {time});
+    for (int64_t j = 0; j < time; ++j) {
+      frequency.mutable_data<double>()[j] =
+          std::pow(10000.0, -static_cast<double>(j) / static_cast<double>(time));
+    }
+    rotary_.push_back({grid.height, grid.width, static_cast<int>(head_dim),
+                       upload(axis_table(grid.height, space), DType::kF32),
+                       upload(axis_table(grid.width, space), DType::kF32),
+                       upload(frequency, DType::kF64)});
+    found = rotary_.end() - 1;
+  }
+  kernels::RotaryTable table;
+  table.height = floats(found->height);
+  table.width = floats(found->width);
+  table.frequency = reinterpret_cast<const double*>(found->frequency.raw());
+  table.pairs_time = static_cast<int>(time);
+  table.pairs_space = static_cast<int>(space);
+  return table;
+}
+
+kernels::QkvArgs CudaExecutor::qkv_args(const Tensor& qkv, const Tensor& norm_q,
+                                        const Tensor& norm_k, float eps, const TokenGrid& grid,
+                                        int64_t heads) {
+  kernels::QkvArgs args;
+  args.dtype = qkv.dtype();
+  args.qkv = qkv.raw();
+  args.norm_q = floats(norm_q);
+  args.norm_k = floats(norm_k);
+  args.eps = eps;
+  args.batch = qkv.dim(0);
+  args.dim = qkv.dim(2) / 3;
+  args.heads = static_cast<int>(heads);
+  args.head_dim = static_cast<int>(args.dim / heads);
+  args.grid = grid;
+  args.rotary = rotary(grid, args.head_dim);
+  return args;
+}
+
+Tensor CudaExecutor::do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
+                                     float eps, const TokenGrid& grid, int64_t heads,
+                                     const ChunkPlace& place, KvCache& cache) {
+  kernels::QkvArgs args = qkv_args(qkv, norm_q, norm_k, eps, grid, heads);
+  Tensor q = do_empty(qkv.dtype(), {args.batch, grid.tokens(), args.dim});
+  args.place = place_of(place.device);
+  args.q = q.mutable_raw();
+  args.k = cache.k.mutable_raw();
+  args.v = cache.v.mutable_raw();
+  kernels::qkv_to_cache(args, cache.k.dim(1), stream_);
+  return q;
+}
+
+void CudaExecutor::run_attention(const kernels::AttentionArgs& args) {
+  const bool takes = cudnn_ != nullptr && args.dtype == DType::kBF16 && args.bias == nullptr &&
+                     args.key_lengths == nullptr && args.keys > 0 && args.head_dim % 8 == 0 &&
+                     args.head_dim >= 16 && args.head_dim <= 256 && args.k_batch != 0 &&
+                     args.v_batch != 0 && args.q_row % 8 == 0 && args.k_row % 8 == 0 &&
+                     args.v_row % 8 == 0;
+  if (takes) {
+    const int64_t needed = cudnn_->plan_attention(args);
+    if (needed >= 0) {
+      const Tensor larger =
+          needed > workspace_.numel() ? do_empty(DType::kU8, {needed}) : workspace_;
+      cudnn_->attention(args, larger.mutable_raw(), stream_);
+      return;
+    }
+  }
+  kernels::attention(args, stream_);
+}
+
+Tensor CudaExecutor::do_attention_cached(const Tensor& q, const KvCache& cache, int64_t heads,
+                                         int64_t tokens_per_frame, const ChunkPlace& place) {
+  AttentionOptions options;
+  options.keys = place.visible_frames * tokens_per_frame;
+  return do_attention(q, cache.k, cache.v, heads, options);
+}
+
+Tensor CudaExecutor::do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                                  const AttentionOptions& options) {
+  kernels::AttentionArgs args;
+  args.dtype = q.dtype();
+  args.q = q.raw();
+  args.k = k.raw();
+  args.v = v.raw();
+  args.batch = q.dim(0);
+  args.queries = q.dim(1);
+  args.keys = options.keys < 0 ? k.dim(1) : options.keys;
+  args.heads = static_cast<int>(heads);
+  args.head_dim = static_cast<int>(q.dim(2) / heads);
+  args.scale =
+      options.scale != 0.0F ? options.scale : 1.0F / std::sqrt(static_cast<float>(args.head_dim));
+  args.q_batch = q.stride(0);
+  args.q_row = q.stride(1);
+  const bool shared = args.batch > 1;
+  args.k_batch = shared && k.dim(0) == 1 ? 0 : k.stride(0);
+  args.k_row = k.stride(1);
+  args.v_batch = shared && v.dim(0) == 1 ? 0 : v.stride(0);
+  args.v_row = v.stride(1);
+  Tensor lengths;
+  if (options.key_lengths.defined()) {
+    lengths = upload(options.key_lengths.device().type == DeviceType::kCpu
+                         ? Tensor(options.key_lengths)
+                         : do_to_host(options.key_lengths),
+                     DType::kI64);
+    args.key_lengths = reinterpret_cast<const int64_t*>(lengths.raw());
+  }
+  if (options.relative_bias.defined()) {
+    args.bias = floats(options.relative_bias);
+    args.bias_head = options.relative_bias.stride(0);
+  }
+  Tensor out = do_empty(q.dtype(), {args.batch, args.queries, q.dim(2)});
+  args.out = out.mutable_raw();
+  args.out_batch = out.stride(0);
+  args.out_row = out.stride(1);
+  if (out.numel() > 0) run_attention(args);
+  return out;
+}
+
+// --- block-sparse attention ----------------------------------------------------------------------
+
+WindowedQueries CudaExecutor::do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q,
+                                                const Tensor& norm_k, float eps,
+                                                const WindowGrid& grid, int64_t heads,
+                                                const GroupPlace& place, WindowCache& cache) {
+  kernels::QkvArgs args = qkv_args(qkv, norm_q, norm_k, eps, grid.grid, heads);
+  WindowedQueries queries;
+  queries.q = do_empty(qkv.dtype(), {args.batch, grid.blocks(), grid.window.tokens(), args.dim});
+  queries.pooled = do_empty(qkv.dtype(), {args.batch, grid.blocks(), args.dim});
+  args.place = place_of(place.device);
+  args.q = queries.q.mutable_raw();
+  args.k = cache.k.mutable_raw();
+  args.v = cache.v.mutable_raw();
+  kernels::qkv_to_windows(args, grid, stream_);
+  kernels::pool_windows(args, grid, queries.pooled.mutable_raw(), cache.pooled_k.mutable_raw(),
+                        stream_);
+  return queries;
+}
+
+BlockMask CudaExecutor::do_select_blocks(const WindowedQueries& queries, const WindowCache& cache,
+                                         const WindowGrid& grid, int64_t heads,
+                                         const GroupPlace& place, const BlockSelection& selection) {
+  kernels::SelectArgs args;
+  args.dtype = queries.pooled.dtype();
+  args.pooled_q = queries.pooled.raw();
+  args.pooled_k = cache.pooled_k.raw();
+  args.batch = queries.pooled.dim(0);
+  args.heads = static_cast<int>(heads);
+  args.head_dim = static_cast<int>(queries.pooled.dim(2) / heads);
+  args.grid = grid;
+  args.selection = selection;
+  args.place = place_of(place.device);
+  args.key_blocks = (place.cached_blocks + grid.temporal_blocks()) * grid.spatial_blocks();
+  const Shape shape{args.batch, heads, grid.blocks(), args.key_blocks};
+  const Tensor probabilities = do_empty(DType::kF32, shape);
+  const Tensor thresholds = do_empty(DType::kF32, {args.batch, heads, grid.temporal_blocks()});
+  Tensor mask = do_empty(DType::kU8, shape);
+  args.probabilities = reinterpret_cast<float*>(probabilities.mutable_raw());
+  args.thresholds = reinterpret_cast<float*>(thresholds.mutable_raw());
+  args.mask = reinterpret_cast<uint8_t*>(mask.mutable_raw());
+  kernels::select_blocks(args, stream_);
+  return do_block_mask_from(mask);
+}
+
+BlockMask CudaExecutor::do_block_mask_from(const Tensor& mask) {
+  BlockMask result;
+  result.mask = mask.device().type == DeviceType::kCpu ? upload(mask, mask.dtype()) : mask;
+  const Shape& shape = mask.shape();
+  result.indices = do_empty(DType::kI32, shape);
+  result.counts = do_empty(DType::kI32, {shape[0], shape[1], shape[2]});
+  kernels::list_blocks(reinterpret_cast<const uint8_t*>(result.mask.raw()),
+                       shape[0] * shape[1] * shape[2], shape[3],
+                       reinterpret_cast<int32_t*>(result.indices.mutable_raw()),
+                       reinterpret_cast<int32_t*>(result.counts.mutable_raw()), stream_);
+  return result;
+}
+
+Tensor CudaExecutor::do_block_sparse_attention(const WindowedQueries& queries,
+                                               const WindowCache& cache, const BlockMask& mask,
+                                               const WindowGrid& grid, int64_t heads,
+                                               const GroupPlace& place) {
+  kernels::SparseAttentionArgs args;
+  args.dtype = queries.q.dtype();
+  args.q = queries.q.raw();
+  args.k = cache.k.raw();
+  args.v = cache.v.raw();
+  args.indices = reinterpret_cast<const int32_t*>(mask.indices.raw());
+  args.counts = reinterpret_cast<const int32_t*>(mask.counts.raw());
+  args.batch = queries.q.dim(0);
+  args.key_blocks = mask.mask.dim(3);
+  args.heads = static_cast<int>(heads);
+  args.head_dim = static_cast<int>(queries.q.dim(3) / heads);
+  args.scale = 1.0F / std::sqrt(static_cast<float>(args.head_dim));
+  args.grid = grid;
+  args.place = place_of(place.device);
+  Tensor out = do_empty(args.dtype, {args.batch, grid.grid.tokens(), queries.q.dim(3)});
+  args.out = out.mutable_raw();
+  kernels::sparse_attention(args, stream_);
+  return out;
+}
+
+}  // namespace ultraflash::cuda
