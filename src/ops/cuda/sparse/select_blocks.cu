@@ -2,15 +2,15 @@
 //
 //   scores     one CTA per 16 neighbouring query blocks of a (head, query temporal block): products
 //              of the block means with every key block in range (m16n8k16 in bf16), softmax per
-//              row, a histogram of the upper bits of the probabilities
-//   threshold  one CTA per (head, query temporal block): radix select of the (top_k + 1)-th largest
-//              of the whole matrix; blocks out of range count as zeros
+//              row, a histogram of the probabilities
+//   threshold  one CTA per (head, query temporal block): the (top_k + 1)-th largest probability of
+//              the whole matrix, where blocks out of range count as zeros
 //   lists      one warp per query block: mask, list and count
-//   order      one CTA: tiles by list length, in powers of two, long ones first
+//   order      one CTA: in which order attention takes its tiles (tile_order.cu)
 //
 // A probability is never negative, so its bits order like its value: 16-bit keys for bf16, 32-bit
 // keys for f32. Probabilities lie in scratch as [row][key temporal block][window row][window
-// column], the window being the part of the local range inside the grid, with kNoKey where there is
+// column], the window being the part of the local range inside the grid, with kNone where there is
 // nothing. Bound by latency; the products are 0.6 GFLOP at 2K.
 #include <cuda_bf16.h>
 
@@ -18,6 +18,7 @@
 #include <cmath>
 
 #include "ops/cuda/sparse/block_sparse.h"
+#include "ops/cuda/sparse/tile_order.h"
 
 namespace ultraflash::cuda {
 namespace {
@@ -26,16 +27,18 @@ constexpr int kBins = 2048;         // of the histogram the score kernel makes
 constexpr int kQueriesPerCta = 16;  // rows of a matrix product
 constexpr int kScoreThreads = 256;
 constexpr int kListWarps = 8;
-constexpr int kOrderThreads = 512;
-constexpr int kClasses = 16;  // of list lengths: 0, 1, 2-3, 4-7, ...
+constexpr int kMostScoreBytes = 200 * 1024;  // shared memory of the score kernel
 
+/// Probabilities as keys, and the histogram of them.
 template <typename T>
 struct Key;
 template <>
 struct Key<__nv_bfloat16> {
   using Bits = uint16_t;
   static constexpr Bits kNone = 0xFFFF;
-  static constexpr int kLowBits = 3;  // below the histogram
+  // One bin per key down to 2^-16, which is all a threshold ever meets; bin 0 is everything below.
+  static constexpr uint32_t kFloor = 0x3F80 - (kBins - 1);
+  static constexpr int kUnsortedBits = 14;  // of the keys in bin 0
   static __device__ __forceinline__ float round(float x) {
     return __bfloat162float(__float2bfloat16(x));
   }
@@ -45,15 +48,28 @@ struct Key<__nv_bfloat16> {
   static __device__ __forceinline__ float value(Bits bits) {
     return __uint_as_float(static_cast<uint32_t>(bits) << 16);
   }
+  // Above 1 is only what is not a number; it shares the last bin.
+  static __device__ __forceinline__ uint32_t bin(uint32_t key) {
+    return min(max(key, kFloor) - kFloor, kBins - 1U);
+  }
+  static __device__ __forceinline__ bool sorted(uint32_t bin) { return bin > 0; }
+  static __device__ __forceinline__ uint32_t first(uint32_t bin) {
+    return bin > 0 ? kFloor + bin : 0;
+  }
 };
 template <>
 struct Key<float> {
   using Bits = uint32_t;
   static constexpr Bits kNone = 0xFFFFFFFF;
-  static constexpr int kLowBits = 19;
+  static constexpr int kUnsortedBits = 19;
   static __device__ __forceinline__ float round(float x) { return x; }
   static __device__ __forceinline__ Bits of(float x) { return __float_as_uint(x); }
   static __device__ __forceinline__ float value(Bits bits) { return __uint_as_float(bits); }
+  static __device__ __forceinline__ uint32_t bin(uint32_t key) {
+    return min(key >> kUnsortedBits, kBins - 1U);
+  }
+  static __device__ __forceinline__ bool sorted(uint32_t) { return false; }
+  static __device__ __forceinline__ uint32_t first(uint32_t bin) { return bin; }
 };
 
 struct SelectParams {
@@ -117,7 +133,6 @@ struct ScoreTask {
   int sample, head, query_tb, tbs;
   int row, first_column, queries;  // query blocks (row, first_column + 0 .. queries - 1)
   Span key_rows, key_columns;      // the union of their windows
-  int64_t first_row;               // of `probabilities`
 };
 
 __device__ __forceinline__ void put_score(const SelectParams& p, const ScoreTask& task,
@@ -128,8 +143,7 @@ __device__ __forceinline__ void put_score(const SelectParams& p, const ScoreTask
   const Span window = span(task.first_column + query, p.half, p.range, p.columns);
   const int at = column - window.first;
   if (at < 0 || at >= window.count) return;
-  line[static_cast<int64_t>(query) * p.pitch +
-       (tb * p.window_rows + window_row) * p.window_columns + at] =
+  line[query * p.pitch + (tb * p.window_rows + window_row) * p.window_columns + at] =
       K::of(K::round(product) * p.inverse_root);
 }
 
@@ -161,33 +175,41 @@ __device__ void make_scores(const SelectParams& p, const ScoreTask& task, int fi
     }
   }
   const int groups = (task.key_columns.count + 7) / 8;
-  const int tasks = task.tbs * task.key_rows.count * groups;
-  for (int i = warp; i < tasks; i += kScoreThreads / 32) {
-    const int tb = i / (task.key_rows.count * groups);
-    const int window_row = i / groups % task.key_rows.count;
-    const int first = task.key_columns.first + i % groups * 8;
-    int slot = first_slot + tb;
+  const int per_tb = task.key_rows.count * groups;
+  const int tasks = task.tbs * per_tb;
+  const auto load = [&](int i, uint4(&b)[kPairs]) {
+    int slot = first_slot + i / per_tb;
     if (slot >= p.capacity_blocks) slot -= p.capacity_blocks;
-    const int column = min(first + group, p.columns - 1);  // past the end: computed, not stored
+    const int window_row = i % per_tb / groups;
+    // Past the end: computed, not stored.
+    const int column = min(task.key_columns.first + i % groups * 8 + group, p.columns - 1);
     const __nv_bfloat16* key =
         pooled_k +
         key_row(p, task.sample, slot, (task.key_rows.first + window_row) * p.columns + column) *
             p.dim +
         task.head * HEAD_DIM + 8 * quarter;
-    uint4 b[kPairs];
 #pragma unroll
     for (int s = 0; s < kPairs; ++s) b[s] = *reinterpret_cast<const uint4*>(key + 32 * s);
+  };
+  uint4 next[kPairs];
+  if (warp < tasks) load(warp, next);
+  for (int i = warp; i < tasks; i += kScoreThreads / 32) {
+    uint4 b[kPairs];
+#pragma unroll
+    for (int s = 0; s < kPairs; ++s) b[s] = next[s];
+    if (i + kScoreThreads / 32 < tasks) load(i + kScoreThreads / 32, next);
     float d[4] = {};
 #pragma unroll
     for (int s = 0; s < kPairs; ++s) {
       multiply_16x8(d, a[0][s].x, a[1][s].x, a[0][s].y, a[1][s].y, b[s].x, b[s].y);
       multiply_16x8(d, a[0][s].z, a[1][s].z, a[0][s].w, a[1][s].w, b[s].z, b[s].w);
     }
+    const int first = task.key_columns.first + i % groups * 8;
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
       const int at = first + 2 * quarter + n % 2;
       if (at < task.key_columns.first + task.key_columns.count) {
-        put_score(p, task, line, group + n / 2 * 8, tb, window_row, at, d[n]);
+        put_score(p, task, line, group + n / 2 * 8, i / per_tb, i % per_tb / groups, at, d[n]);
       }
     }
   }
@@ -224,8 +246,7 @@ __device__ void make_scores_plain(const SelectParams& p, const ScoreTask& task, 
       sum = fmaf(static_cast<float>(q[d]), static_cast<float>(k[d]), sum);
     }
     // f32 scores may be negative: their bits are kept as they are and read back as floats.
-    line[static_cast<int64_t>(query) * p.pitch +
-         (tb * p.window_rows + window_row) * p.window_columns + at] =
+    line[query * p.pitch + (tb * p.window_rows + window_row) * p.window_columns + at] =
         K::of(K::round(sum) * p.inverse_root);
   }
 }
@@ -236,8 +257,11 @@ __global__ void __launch_bounds__(kScoreThreads)
   using K = Key<T>;
   using Bits = typename K::Bits;
   __shared__ uint32_t bins[kBins];
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  extern __shared__ uint4 score_memory[];  // [kQueriesPerCta][pitch] of Bits
+  auto* line = reinterpret_cast<Bits*>(score_memory);
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32;
+  const int warp = thread / 32;
   const auto problem = static_cast<int>(blockIdx.y);
   const int strips = (p.columns + kQueriesPerCta - 1) / kQueriesPerCta;
   ScoreTask task;
@@ -252,11 +276,14 @@ __global__ void __launch_bounds__(kScoreThreads)
   const Span low = span(task.first_column, p.half, p.range, p.columns);
   const Span high = span(task.first_column + task.queries - 1, p.half, p.range, p.columns);
   task.key_columns = {low.first, high.first + high.count - low.first};
-  task.first_row =
-      static_cast<int64_t>(problem) * p.spatial + task.row * p.columns + task.first_column;
-  Bits* line = static_cast<Bits*>(p.probabilities) + task.first_row * p.pitch;
   const auto first_slot = static_cast<int>(*p.first_slot);
-  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kScoreThreads) bins[i] = 0;
+  constexpr int kPerVector = 16 / sizeof(Bits);
+  const int vectors = p.pitch / kPerVector;  // of a row
+  for (int i = thread; i < kBins; i += kScoreThreads) bins[i] = 0;
+  for (int i = thread; i < task.queries * vectors; i += kScoreThreads) {
+    score_memory[i] = make_uint4(0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF);  // kNone
+  }
+  __syncthreads();
   if constexpr (HEAD_DIM > 0) {
     make_scores<HEAD_DIM>(p, task, first_slot, line);
   } else {
@@ -264,41 +291,41 @@ __global__ void __launch_bounds__(kScoreThreads)
   }
   __syncthreads();
 
+  const int64_t first_row =
+      static_cast<int64_t>(problem) * p.spatial + task.row * p.columns + task.first_column;
   for (int query = warp; query < task.queries; query += kScoreThreads / 32) {
-    Bits* row = line + static_cast<int64_t>(query) * p.pitch;
-    const Span window = span(task.first_column + query, p.half, p.range, p.columns);
-    const auto allowed = [&](int e) {
-      return e % p.window_columns < window.count &&
-             e / p.window_columns % p.window_rows < task.key_rows.count &&
-             e / (p.window_columns * p.window_rows) < task.tbs;
-    };
-    const int entries = task.tbs * p.window_rows * p.window_columns;
+    Bits* row = line + query * p.pitch;
     float maximum = -INFINITY;
-    for (int e = lane; e < entries; e += 32) {
-      if (allowed(e)) maximum = fmaxf(maximum, K::value(row[e]));
+    for (int e = lane; e < p.pitch; e += 32) {
+      if (row[e] != K::kNone) maximum = fmaxf(maximum, K::value(row[e]));
     }
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
       maximum = fmaxf(maximum, __shfl_xor_sync(0xFFFFFFFFU, maximum, step));
     }
     float sum = 0.0F;
-    for (int e = lane; e < entries; e += 32) {
-      if (allowed(e)) sum += expf(K::value(row[e]) - maximum);
+    for (int e = lane; e < p.pitch; e += 32) {
+      if (row[e] != K::kNone) sum += expf(K::value(row[e]) - maximum);
     }
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFU, sum, step);
     for (int e = lane; e - lane < p.pitch; e += 32) {
-      const bool inside = e < p.pitch && allowed(e);
-      Bits bits = K::kNone;
-      if (inside) bits = K::of(expf(K::value(row[e]) - maximum) / sum);
-      if (e < p.pitch) row[e] = bits;
-      // Values above 1 come from numbers that are not finite; they share the last bin.
-      count_bin(bins, min(static_cast<uint32_t>(bits) >> K::kLowBits, kBins - 1U), inside);
+      const bool inside = e < p.pitch && row[e] != K::kNone;
+      uint32_t bin = 0;
+      if (inside) {
+        row[e] = K::of(expf(K::value(row[e]) - maximum) / sum);
+        bin = K::bin(row[e]);
+      }
+      count_bin(bins, bin, inside);
     }
+    __syncwarp();
+    auto* out = reinterpret_cast<uint4*>(static_cast<Bits*>(p.probabilities) +
+                                         (first_row + query) * p.pitch);
+    for (int i = lane; i < vectors; i += 32) out[i] = score_memory[query * vectors + i];
   }
   __syncthreads();
   uint32_t* histogram = p.histogram + static_cast<int64_t>(problem) * kBins;
-  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kScoreThreads) {
+  for (int i = thread; i < kBins; i += kScoreThreads) {
     if (bins[i] != 0) atomicAdd(histogram + i, bins[i]);
   }
 }
@@ -352,17 +379,21 @@ __global__ void __launch_bounds__(1024) threshold_kernel(const __grid_constant__
     found[1] = in_high ? above : above + high;
   }
   __syncthreads();
-  uint32_t prefix = found[0];
-  if (prefix == 0xFFFFFFFF) {  // fewer blocks in range than are to be kept: the threshold is 0
-    if (thread == 0) p.thresholds[problem] = 0;
+  const uint32_t first_bin = found[0];
+  if (first_bin == 0xFFFFFFFF || K::sorted(first_bin)) {
+    // Fewer blocks in range than are to be kept: the threshold is 0.
+    if (thread == 0) {
+      p.thresholds[problem] = first_bin == 0xFFFFFFFF ? 0 : K::first(first_bin);
+    }
     return;
   }
+  uint32_t prefix = K::first(first_bin);
   rank -= found[1];
   const Bits* entries = static_cast<const Bits*>(p.probabilities) +
                         static_cast<int64_t>(problem) * p.spatial * p.pitch;
   const int64_t count = static_cast<int64_t>(p.spatial) * p.pitch;
   constexpr int kPerLoad = 16 / sizeof(Bits);
-  for (int shift = K::kLowBits; shift > 0;) {
+  for (int shift = K::kUnsortedBits; shift > 0;) {
     const int bits = min(shift, 10);
     const int next = shift - bits;
     bins[thread] = 0;
@@ -376,10 +407,9 @@ __global__ void __launch_bounds__(1024) threshold_kernel(const __grid_constant__
 #pragma unroll
       for (int i = 0; i < kPerLoad; ++i) {
         const uint32_t key = at < count ? loaded[i] : K::kNone;
-        // The last bin of the histogram also holds what lies above it.
         const bool counted =
             key != K::kNone &&
-            (shift == K::kLowBits ? min(key >> shift, kBins - 1U) : key >> shift) == prefix;
+            (shift == K::kUnsortedBits ? K::bin(key) == first_bin : key >> shift == prefix);
         if (__any_sync(0xFFFFFFFFU, counted)) {
           count_bin(bins, key >> next & ((1U << bits) - 1), counted);
         }
@@ -443,13 +473,18 @@ __global__ void __launch_bounds__(32 * kListWarps)
   }
   const bool empty = !__any_sync(0xFFFFFFFFU, chosen);
   int count = 0;
+  // The place of entry e in the window goes along with e, by carries rather than divisions.
+  int column = lane % p.window_columns;
+  int window_row = lane / p.window_columns % p.window_rows;
+  int tb = lane / (p.window_columns * p.window_rows);
+  const int column_step = 32 % p.window_columns;
+  const int row_step = 32 / p.window_columns % p.window_rows;
+  const int tb_step = 32 / (p.window_columns * p.window_rows);
   for (int e = lane; e - lane < entries; e += 32) {
     bool take = false;
     int key = 0;
     if (e < entries && row[e] != K::kNone) {
-      key = e / (p.window_columns * p.window_rows) * p.spatial +
-            (key_rows.first + e / p.window_columns % p.window_rows) * p.columns +
-            key_columns.first + e % p.window_columns;
+      key = tb * p.spatial + (key_rows.first + window_row) * p.columns + key_columns.first + column;
       // Entry 0 is the first allowed block: the oldest, at the window's first row and column.
       take = row[e] >= threshold || (empty && e == 0) || key == diagonal;
     }
@@ -459,6 +494,11 @@ __global__ void __launch_bounds__(32 * kListWarps)
       if (mask != nullptr) mask[key] = 1;
     }
     count += __popc(taken);
+    column += column_step;
+    window_row += row_step;
+    tb += tb_step;
+    if (column >= p.window_columns) column -= p.window_columns, ++window_row;
+    if (window_row >= p.window_rows) window_row -= p.window_rows, ++tb;
   }
   if (lane == 0) p.counts[index] = count;
 }
@@ -482,55 +522,6 @@ __global__ void __launch_bounds__(32 * kListWarps)
   if (lane == 0) counts[index] = count;
 }
 
-/// Stable counting sort of the tiles by the number of bits of their list length. Within a class the
-/// tiles of one head stay together, and the temporal blocks of one place, which share their keys.
-__global__ void __launch_bounds__(kOrderThreads)
-    order_kernel(const int32_t* counts, int32_t* order, int batch_heads, int query_tbs,
-                 int spatial) {
-  __shared__ int32_t places[kClasses * kOrderThreads];  // [class, long lists first][thread]
-  __shared__ int32_t warp_sums[kOrderThreads / 32];
-  const auto thread = static_cast<int>(threadIdx.x);
-  const int lane = thread % 32;
-  const int warp = thread / 32;
-  const int query_blocks = query_tbs * spatial;
-  const int tiles = batch_heads * query_blocks;
-  const int share = (tiles + kOrderThreads - 1) / kOrderThreads;
-  const int begin = min(thread * share, tiles);
-  const int end = min(begin + share, tiles);
-  const auto tile_at = [&](int n) {
-    return n / query_blocks * query_blocks + n % query_tbs * spatial + n % query_blocks / query_tbs;
-  };
-  const auto class_of = [&](int tile) {
-    return kClasses - 1 - min(32 - __clz(counts[tile]), kClasses - 1);
-  };
-  for (int c = 0; c < kClasses; ++c) places[c * kOrderThreads + thread] = 0;
-  for (int n = begin; n < end; ++n) ++places[class_of(tile_at(n)) * kOrderThreads + thread];
-  __syncthreads();
-  // Exclusive sums over all of `places`; a thread takes kClasses entries that follow each other.
-  int32_t sum = 0;
-  for (int i = 0; i < kClasses; ++i) {
-    const int32_t value = places[thread * kClasses + i];
-    places[thread * kClasses + i] = sum;
-    sum += value;
-  }
-  int32_t through = sum;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int32_t before = __shfl_up_sync(0xFFFFFFFFU, through, step);
-    if (lane >= step) through += before;
-  }
-  if (lane == 31) warp_sums[warp] = through;
-  __syncthreads();
-  int32_t base = through - sum;
-  for (int w = 0; w < warp; ++w) base += warp_sums[w];
-  for (int i = 0; i < kClasses; ++i) places[thread * kClasses + i] += base;
-  __syncthreads();
-  for (int n = begin; n < end; ++n) {
-    const int tile = tile_at(n);
-    order[places[class_of(tile) * kOrderThreads + thread]++] = tile;
-  }
-}
-
 size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 struct Window {
@@ -545,11 +536,15 @@ Window window_of(const SparseShape& shape, const SparseSelection& selection) {
   return window;
 }
 
-cudaError_t launch_order(const SparseShape& shape, const SparseLists& lists, cudaStream_t stream) {
-  if (lists.order == nullptr) return cudaSuccess;
-  order_kernel<<<1, kOrderThreads, 0, stream>>>(
-      lists.counts, lists.order, static_cast<int>(shape.batch * shape.heads),
-      static_cast<int>(shape.query_temporal_blocks()), static_cast<int>(shape.spatial_blocks()));
+template <typename T, int HEAD_DIM>
+cudaError_t launch_scores(const SelectParams& p, dim3 grid, cudaStream_t stream) {
+  auto* kernel = score_kernel<T, HEAD_DIM>;
+  const auto bytes = static_cast<int64_t>(p.pitch) * kQueriesPerCta * sizeof(typename Key<T>::Bits);
+  if (bytes > kMostScoreBytes) return cudaErrorNotSupported;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) return error;
+  kernel<<<grid, kScoreThreads, static_cast<size_t>(bytes), stream>>>(p);
   return cudaGetLastError();
 }
 
@@ -560,20 +555,20 @@ cudaError_t launch_select(const SparseShape& shape, const SelectParams& p, cudaS
   if (problems > 65535) return cudaErrorNotSupported;  // grid y
   const dim3 grid(static_cast<unsigned>(shape.block_rows() * strips),
                   static_cast<unsigned>(problems));
-  if constexpr (sizeof(T) == 2) {
-    if (p.head_dim == 128) {
-      score_kernel<T, 128><<<grid, kScoreThreads, 0, stream>>>(p);
-    } else if (p.head_dim == 64) {
-      score_kernel<T, 64><<<grid, kScoreThreads, 0, stream>>>(p);
-    } else {
-      score_kernel<T, 0><<<grid, kScoreThreads, 0, stream>>>(p);
-    }
+  cudaError_t error = cudaSuccess;
+  if (sizeof(T) == 4) {
+    error = launch_scores<T, 0>(p, grid, stream);
+  } else if (p.head_dim == 128) {
+    error = launch_scores<__nv_bfloat16, 128>(p, grid, stream);
+  } else if (p.head_dim == 64) {
+    error = launch_scores<__nv_bfloat16, 64>(p, grid, stream);
   } else {
-    score_kernel<T, 0><<<grid, kScoreThreads, 0, stream>>>(p);
+    error = launch_scores<T, 0>(p, grid, stream);
   }
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  if (error != cudaSuccess) return error;
   threshold_kernel<T><<<static_cast<unsigned>(problems), 1024, 0, stream>>>(p);
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
   const int64_t rows = problems * shape.spatial_blocks();
   list_kernel<T>
       <<<static_cast<unsigned>((rows + kListWarps - 1) / kListWarps), 32 * kListWarps, 0, stream>>>(
@@ -638,7 +633,7 @@ cudaError_t select_blocks(const SparseShape& shape, const SparseSelection& selec
   error = shape.type == SparseType::kBF16 ? launch_select<__nv_bfloat16>(shape, p, stream)
                                           : launch_select<float>(shape, p, stream);
   if (error != cudaSuccess) return error;
-  return launch_order(shape, lists, stream);
+  return order_tiles(shape, lists, stream);
 }
 
 cudaError_t lists_from_mask(const SparseShape& shape, const uint8_t* mask, const SparseLists& lists,
@@ -649,7 +644,7 @@ cudaError_t lists_from_mask(const SparseShape& shape, const uint8_t* mask, const
                      0, stream>>>(mask, lists.indices, lists.counts,
                                   static_cast<int>(shape.key_blocks()), rows);
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  return launch_order(shape, lists, stream);
+  return order_tiles(shape, lists, stream);
 }
 
 }  // namespace ultraflash::cuda

@@ -37,24 +37,17 @@ bool make_map(CUtensorMap* map, const void* data, int64_t rows, int64_t dim, int
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-template <int HEAD_DIM, bool SKIP_RESCALE>
+template <int HEAD_DIM>
 cudaError_t launch(const CUtensorMap (&maps)[3], const AttentionParams& params, int ctas,
                    cudaStream_t stream) {
   using L = AttentionLayout<HEAD_DIM>;
   constexpr int kBytes = L::kBytes + L::kAlign;
-  auto* kernel = attention_kernel<HEAD_DIM, SKIP_RESCALE>;
+  auto* kernel = attention_kernel<HEAD_DIM>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   kernel<<<ctas, kThreads, kBytes, stream>>>(maps[0], maps[1], maps[2], params);
   return cudaGetLastError();
-}
-
-template <int HEAD_DIM>
-cudaError_t launch(const CUtensorMap (&maps)[3], const AttentionParams& params, int ctas,
-                   const AttentionTuning& tuning, cudaStream_t stream) {
-  return tuning.skip_rescale ? launch<HEAD_DIM, true>(maps, params, ctas, stream)
-                             : launch<HEAD_DIM, false>(maps, params, ctas, stream);
 }
 
 }  // namespace
@@ -115,8 +108,8 @@ cudaError_t launch_attention(const SparseShape& shape, const BlockSparseArgs& ar
   params.window_width = static_cast<int>(shape.window_width);
   int64_t ctas = std::min<int64_t>(tiles, multiprocessors);
   if (tuning.max_ctas > 0) ctas = std::min(ctas, tuning.max_ctas);
-  return shape.head_dim == 128 ? launch<128>(maps, params, static_cast<int>(ctas), tuning, stream)
-                               : launch<64>(maps, params, static_cast<int>(ctas), tuning, stream);
+  return shape.head_dim == 128 ? launch<128>(maps, params, static_cast<int>(ctas), stream)
+                               : launch<64>(maps, params, static_cast<int>(ctas), stream);
 }
 
 }  // namespace ultraflash::cuda::sm90

@@ -187,46 +187,85 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return both;
 }
 
-/// Maxima and sums of a thread's two rows (lane / 4 and lane / 4 + 8 of its warp's 16).
+/// Of a thread's two rows, lane / 4 and lane / 4 + 8 of its warp's 16: what is taken off the scaled
+/// scores before exp2, and the sum of the thread's own columns.
 struct RowState {
-  float maximum[2];
+  float shift[2];
   float sum[2];
 };
 
-/// s -> exp2(s c - max c); `factor` receives what earlier sums and outputs are multiplied by.
-template <bool FIRST>
-__device__ __forceinline__ void softmax(float (&s)[64], RowState& rows, float (&factor)[2],
-                                        float c) {
+/// weights = exp2(s c - shift), rounded in pairs into the layout of the A operand of P V, which is
+/// that of the accumulators of S; `sum` receives the sums before rounding.
+__device__ __forceinline__ void exponentials(const float (&s)[64], const float (&shift)[2], float c,
+                                             uint32_t (&weights)[32], float (&sum)[2]) {
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float top = s[2 * r];
+  for (int i = 0; i < 16; ++i) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i) top = fmaxf(top, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
-    top = row_max(top);
-    if (!FIRST) {
-      top = fmaxf(top, rows.maximum[r]);
-      factor[r] = exp2_fast((rows.maximum[r] - top) * c);
+    for (int r = 0; r < 2; ++r) {
+      const float low = exp2_fast(fmaf(s[4 * i + 2 * r], c, -shift[r]));
+      const float high = exp2_fast(fmaf(s[4 * i + 2 * r + 1], c, -shift[r]));
+      weights[2 * i + r] = pack(low, high);
+      sum[r] = i == 0 ? low + high : sum[r] + (low + high);
     }
-    rows.maximum[r] = top;
-    const float shift = top * c;
-    float sum = 0.0F;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      s[4 * i + 2 * r] = exp2_fast(fmaf(s[4 * i + 2 * r], c, -shift));
-      s[4 * i + 2 * r + 1] = exp2_fast(fmaf(s[4 * i + 2 * r + 1], c, -shift));
-      sum += s[4 * i + 2 * r] + s[4 * i + 2 * r + 1];
-    }
-    rows.sum[r] = FIRST ? sum : fmaf(rows.sum[r], factor[r], sum);
   }
 }
 
-/// The accumulator layout of S is the layout of the A operand of P V.
-__device__ __forceinline__ void round_scores(const float (&s)[64], uint32_t (&p)[32]) {
+/// The largest scaled score of each row.
+__device__ __forceinline__ void row_tops(const float (&s)[64], float c, float (&top)[2]) {
 #pragma unroll
-  for (int i = 0; i < 32; ++i) p[i] = pack(s[2 * i], s[2 * i + 1]);
+  for (int r = 0; r < 2; ++r) {
+    float a = fmaxf(s[2 * r], s[2 * r + 1]);
+    float b = fmaxf(s[4 + 2 * r], s[4 + 2 * r + 1]);
+#pragma unroll
+    for (int i = 2; i < 16; i += 2) {
+      a = fmaxf(a, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
+      b = fmaxf(b, fmaxf(s[4 * i + 4 + 2 * r], s[4 * i + 4 + 2 * r + 1]));
+    }
+    top[r] = fmaxf(a, b);
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) top[r] = row_max(top[r]) * c;
 }
 
-/// Queues s = q k^T as one group. q: the 64 rows of this consumer.
+__device__ __forceinline__ void first_softmax(const float (&s)[64], float c, RowState& rows,
+                                              uint32_t (&weights)[32]) {
+  row_tops(s, c, rows.shift);
+  exponentials(s, rows.shift, c, weights, rows.sum);
+}
+
+/// Softmax needs no maximum, only a shift that keeps exp2 finite and the largest weight from
+/// vanishing. So the shift stays that of the earlier blocks, and a block costs no maximum and no
+/// exchange, until the sums tell that a score is far above it.
+constexpr float kMostSum = 65536.0F;
+
+template <int COUNT>
+__device__ __forceinline__ void next_softmax(const float (&s)[64], float c, RowState& rows,
+                                             uint32_t (&weights)[32], float (&o)[COUNT]) {
+  float sum[2];
+  exponentials(s, rows.shift, c, weights, sum);
+  const bool high = !(sum[0] <= kMostSum && sum[1] <= kMostSum);  // or not a number
+  if (__any_sync(0xFFFFFFFFU, high)) {
+    float top[2];
+    row_tops(s, c, top);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      top[r] = fmaxf(top[r], rows.shift[r]);
+      const float factor = exp2_fast(rows.shift[r] - top[r]);
+      rows.shift[r] = top[r];
+      rows.sum[r] *= factor;
+#pragma unroll
+      for (int i = 0; i < COUNT / 4; ++i) {
+        o[4 * i + 2 * r] *= factor;
+        o[4 * i + 2 * r + 1] *= factor;
+      }
+    }
+    exponentials(s, rows.shift, c, weights, sum);
+  }
+  rows.sum[0] += sum[0];
+  rows.sum[1] += sum[1];
+}
+
+/// Queues s = q k^T. q: the 64 rows of this consumer.
 template <int HEAD_DIM>
 __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
   const uint32_t q_start = tile_start(q, 16);
@@ -242,10 +281,9 @@ __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_
       product_64x128<false>(s, a, b);
     }
   }
-  wgmma_commit();
 }
 
-/// Queues o += p v as one group.
+/// Queues o += p v.
 template <int HEAD_DIM>
 __device__ __forceinline__ void issue_output(float (&o)[HEAD_DIM / 2], uint32_t (&p)[32],
                                              uint32_t v) {
@@ -255,7 +293,6 @@ __device__ __forceinline__ void issue_output(float (&o)[HEAD_DIM / 2], uint32_t 
     product_registers(o, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3],
                       tile_descriptor(v_start + step * 16 * 128 / 16));
   }
-  wgmma_commit();
 }
 
 /// Writes a thread's two rows to their tokens, unless they are padding. The four lanes of a row
@@ -315,7 +352,7 @@ __device__ __forceinline__ void store_rows(const AttentionParams& p, int tile,
   }
 }
 
-template <int HEAD_DIM, bool SKIP_RESCALE>
+template <int HEAD_DIM>
 __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
                                         const int32_t* tile_info) {
   using L = AttentionLayout<HEAD_DIM>;
@@ -333,7 +370,6 @@ __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
   float o[HEAD_DIM / 2];
   uint32_t weights[32];
   RowState rows;
-  float factor[2];
   RingPlace<L::kStages> k_ring;
   RingPlace<L::kStages> v_ring;
   uint32_t q_parity = 0;
@@ -354,6 +390,7 @@ __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
       pin(s);
       wgmma_fence();
       issue_scores<HEAD_DIM>(s, q, base + L::kK + k_ring.stage * L::kTileBytes);
+      wgmma_commit();
       wgmma_wait<0>();
       pin(s);
       if (signals) {
@@ -361,47 +398,38 @@ __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
         if (count == 1) barrier_arrive(base + L::q_empty());
       }
       k_ring.advance();
-      softmax<true>(s, rows, factor, p.scale_log2);
-      round_scores(s, weights);
+      first_softmax(s, p.scale_log2, rows, weights);
       for (int j = 1; j < count; ++j) {
-        // The values of the block before were copied ahead of these keys.
         barrier_wait(base + L::v_full(v_ring.stage), v_ring.parity);
         barrier_wait(base + L::k_full(k_ring.stage), k_ring.parity);
-        named_sync(mine, 256);
         pin(s);
         pin(o);
         pin(weights);
+        named_sync(mine, 256);
         wgmma_fence();
-        issue_scores<HEAD_DIM>(s, q, base + L::kK + k_ring.stage * L::kTileBytes);
         issue_output<HEAD_DIM>(o, weights, base + L::kV + v_ring.stage * L::kTileBytes);
+        issue_scores<HEAD_DIM>(s, q, base + L::kK + k_ring.stage * L::kTileBytes);
+        wgmma_commit();
         named_arrive(partner, 256);
-        wgmma_wait<1>();
+        wgmma_wait<0>();
         pin(s);
+        pin(o);
+        pin(weights);
         if (signals) {
+          barrier_arrive(base + L::v_empty(v_ring.stage));
           barrier_arrive(base + L::k_empty(k_ring.stage));
           if (j == count - 1) barrier_arrive(base + L::q_empty());
         }
-        k_ring.advance();
-        softmax<false>(s, rows, factor, p.scale_log2);
-        // Never taken, since a sum of exponentials is not negative; but without a branch on them
-        // the assembler puts the exponentials after the wait, where nothing runs beside them.
-        if (rows.sum[0] + rows.sum[1] < 0.0F) __trap();
-        wgmma_wait<0>();
-        pin(o);
-        pin(weights);
-        if (signals) barrier_arrive(base + L::v_empty(v_ring.stage));
         v_ring.advance();
-        if (!SKIP_RESCALE || __any_sync(0xFFFFFFFFU, factor[0] != 1.0F || factor[1] != 1.0F)) {
-#pragma unroll
-          for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] *= factor[i / 2 % 2];
-        }
-        round_scores(s, weights);
+        k_ring.advance();
+        next_softmax(s, p.scale_log2, rows, weights, o);
       }
       barrier_wait(base + L::v_full(v_ring.stage), v_ring.parity);
       pin(o);
       pin(weights);
       wgmma_fence();
       issue_output<HEAD_DIM>(o, weights, base + L::kV + v_ring.stage * L::kTileBytes);
+      wgmma_commit();
       inverse[0] = 1.0F / row_sum(rows.sum[0]);
       inverse[1] = 1.0F / row_sum(rows.sum[1]);
       wgmma_wait<0>();
@@ -415,7 +443,7 @@ __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
   if (consumer == 0) named_sync(mine, 256);
 }
 
-template <int HEAD_DIM, bool SKIP_RESCALE>
+template <int HEAD_DIM>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(const __grid_constant__ CUtensorMap q_map,
                      const __grid_constant__ CUtensorMap k_map,
@@ -449,7 +477,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x < 32) produce<HEAD_DIM>(p, &q_map, &k_map, &v_map, base, tile_info);
   } else {
     take_registers<kConsumerRegisters>();
-    consume<HEAD_DIM, SKIP_RESCALE>(p, base, tile_info);
+    consume<HEAD_DIM>(p, base, tile_info);
   }
 #endif
 }

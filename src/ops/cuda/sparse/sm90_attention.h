@@ -7,8 +7,7 @@ namespace ultraflash::cuda::sm90 {
 
 /// What the benchmark varies. The defaults are what block_sparse_attention takes.
 struct AttentionTuning {
-  bool skip_rescale = false;  // no rescaling of the sums when no row maximum of a warp moved
-  int64_t max_ctas = 0;       // 0: one per multiprocessor
+  int64_t max_ctas = 0;  // 0: one per multiprocessor
 };
 
 /// True when the kernel takes this shape (not whether the device is a Hopper).

@@ -1,25 +1,23 @@
 // Query/key preparation of the sparse SR DiT: y = rotate(x / rms(x) * weight), in window order,
 // with block means.
 //
-// A cluster of 8 CTAs makes one window block, each 1/8 of its tokens; a thread owns 8 columns of q,
-// k and v and keeps its part of the two means in registers. Four tokens at a time, so that 12 loads
-// of 16 bytes are under way per thread. The means meet in the first CTA's shared memory order,
-// which is fixed. Before sm_90 there are no clusters and one CTA makes the whole block.
+// A cluster of CTAs makes one window block, each its share of the tokens; a thread owns 8 columns
+// of q, k and v and keeps its part of the two means in registers. Some tokens at a time, the next
+// ones being loaded meanwhile. The parts of the means are added in the order of the CTAs. Before
+// sm_90 there are no clusters and one CTA makes the whole block.
 //
-// bf16 or f32 in memory, f32 arithmetic, one rounding. Bound by memory: 18 bytes in and 12 + 6 out
-// per column and token at bf16 count as 6 read and 6 written.
+// bf16 or f32 in memory, f32 arithmetic, one rounding. Bound by memory: q, k and v are read once
+// and written once.
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 
 #include <algorithm>
 
-#include "ops/cuda/sparse/block_sparse.h"
+#include "ops/cuda/sparse/window_scatter.h"
 
 namespace ultraflash::cuda {
 namespace {
 
-constexpr int kParts = 8;    // CTAs of a cluster
-constexpr int kTokens = 4;   // handled together
 constexpr int kColumns = 8;  // of a thread
 constexpr int kMaxWarps = 32;
 
@@ -92,6 +90,7 @@ struct ScatterParams {
   void *q, *pooled_q, *k, *v, *pooled_k;
   float eps;
   int dim, head_dim;
+  int parts;  // CTAs of a cluster
   int frames, height, width;
   int window_frames, window_height, window_width, window_tokens;
   int block_columns, spatial_blocks, query_blocks, cached_blocks, capacity_blocks;
@@ -115,36 +114,45 @@ __device__ __forceinline__ void cluster_sync() { __trap(); }
 __device__ __forceinline__ const float* cluster_part(float* pointer, int) { return pointer; }
 #endif
 
-/// Sums 8 values over the warp: lane l ends with the total of value (l / 4) % 8.
-__device__ __forceinline__ float reduce_eight(float (&x)[8]) {
+/// Sums COUNT values (a power of two) over the warp: lane l ends with the total of value
+/// l / (32 / COUNT).
+template <int COUNT>
+__device__ __forceinline__ float reduce_each(float (&x)[COUNT]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  int step = 16;
 #pragma unroll
-  for (int half = 4; half >= 1; half /= 2) {
-    const bool upper = (lane & half * 4) != 0;
+  for (int half = COUNT / 2; half >= 1; half /= 2, step /= 2) {
+    const bool upper = (lane & step) != 0;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
       const float mine = upper ? x[i + half] : x[i];
       const float other = upper ? x[i] : x[i + half];
-      x[i] = mine + __shfl_xor_sync(0xFFFFFFFFU, other, half * 4);
+      x[i] = mine + __shfl_xor_sync(0xFFFFFFFFU, other, step);
     }
   }
-  x[0] += __shfl_xor_sync(0xFFFFFFFFU, x[0], 2);
-  return x[0] + __shfl_xor_sync(0xFFFFFFFFU, x[0], 1);
+#pragma unroll
+  for (; step >= 1; step /= 2) x[0] += __shfl_xor_sync(0xFFFFFFFFU, x[0], step);
+  return x[0];
 }
 
-template <typename T, int MAX_THREADS, int CTAS, bool CLUSTERED>
+template <typename T, int TOKENS>
+struct Lines {
+  Columns<T> q[TOKENS], k[TOKENS], v[TOKENS];
+};
+
+template <typename T, int TOKENS, int MAX_THREADS, int CTAS, bool CLUSTERED>
 __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     scatter_kernel(const __grid_constant__ ScatterParams p) {
   extern __shared__ float4 scatter_memory[];
-  // [2][8][kMaxWarps] partial sums of squares, [2][dim] sums of q and k, then the token sources.
+  // [2][2 * TOKENS][kMaxWarps] partial sums of squares, [2][dim] sums of q and k, then where the
+  // tokens come from.
   auto* partial = reinterpret_cast<float*>(scatter_memory);
-  float* sums = partial + 2 * 2 * kTokens * kMaxWarps;
+  float* sums = partial + 2 * 2 * TOKENS * kMaxWarps;
   auto* sources = reinterpret_cast<TokenSource*>(sums + 2 * p.dim);
 
-  const int parts = CLUSTERED ? kParts : 1;
-  const int part = CLUSTERED ? static_cast<int>(blockIdx.x % kParts) : 0;
-  const int index =
-      CLUSTERED ? static_cast<int>(blockIdx.x / kParts) : static_cast<int>(blockIdx.x);
+  const int parts = CLUSTERED ? p.parts : 1;
+  const int part = CLUSTERED ? static_cast<int>(blockIdx.x) % parts : 0;
+  const int index = static_cast<int>(blockIdx.x) / parts;
   const int sample = index / p.query_blocks;
   const int block = index % p.query_blocks;
   const int temporal = block / p.spatial_blocks;
@@ -164,7 +172,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     sources[i - begin] = {real ? (frame * p.height + y) * p.width + x : -1, frame * half,
                           (p.frames + y) * half, (p.frames + p.height + x) * half};
   }
-  for (int i = thread; i < 2 * 2 * kTokens * kMaxWarps; i += threads) partial[i] = 0.0F;
+  for (int i = thread; i < 2 * 2 * TOKENS * kMaxWarps; i += threads) partial[i] = 0.0F;
   __syncthreads();
 
   const int column = thread * kColumns;
@@ -191,66 +199,66 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   T* k_out = static_cast<T*>(p.k) + cache_block * p.window_tokens * p.dim + column;
   T* v_out = static_cast<T*>(p.v) + cache_block * p.window_tokens * p.dim + column;
   const int warps = (threads + 31) / 32;
+  const float inverse_dim = 1.0F / static_cast<float>(p.dim);
 
-  int round = 0;
-  for (int first = begin; first < end; first += kTokens, round ^= 1) {
-    Columns<T> q[kTokens];
-    Columns<T> k[kTokens];
-    Columns<T> v[kTokens];
+  const auto fetch = [&](Lines<T, TOKENS>& lines, int first) {
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
+    for (int t = 0; t < TOKENS; ++t) {
       const int from = first + t < end ? sources[first + t - begin].row : -1;
       if (from >= 0 && active) {
         const T* row = source + from * p.pitch;
-        q[t].load(row);
-        k[t].load(row + p.dim);
-        v[t].load(row + 2 * p.dim);
+        lines.q[t].load(row);
+        lines.k[t].load(row + p.dim);
+        lines.v[t].load(row + 2 * p.dim);
       } else {
-        q[t].clear();
-        k[t].clear();
-        v[t].clear();
+        lines.q[t].clear();
+        lines.k[t].clear();
+        lines.v[t].clear();
       }
     }
-    float squares[2 * kTokens];
+  };
+  // `round` alternates, so that one barrier separates the partial sums of two rounds.
+  const auto process = [&](Lines<T, TOKENS>& lines, int first, int round) {
+    float squares[2 * TOKENS];
     float x[kColumns];
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
+    for (int t = 0; t < TOKENS; ++t) {
       squares[t] = 0.0F;
-      squares[kTokens + t] = 0.0F;
-      q[t].unpack(x);
+      squares[TOKENS + t] = 0.0F;
+      lines.q[t].unpack(x);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) squares[t] = fmaf(x[i], x[i], squares[t]);
-      k[t].unpack(x);
+      lines.k[t].unpack(x);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
-        squares[kTokens + t] = fmaf(x[i], x[i], squares[kTokens + t]);
+        squares[TOKENS + t] = fmaf(x[i], x[i], squares[TOKENS + t]);
       }
     }
+    constexpr int kLanes = 32 / (2 * TOKENS);  // that end with the same total
+    const float total = reduce_each(squares);
+    float* totals = partial + round * 2 * TOKENS * kMaxWarps;
+    if (thread % kLanes == 0) totals[thread % 32 / kLanes * kMaxWarps + thread / 32] = total;
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
+    for (int t = 0; t < TOKENS; ++t) {
       if (first + t < end && active) {
-        v[t].store(v_out + static_cast<int64_t>(first + t) * p.dim);
+        lines.v[t].store(v_out + static_cast<int64_t>(first + t) * p.dim);
       }
     }
-    const float total = reduce_eight(squares);
-    float* totals = partial + round * 2 * kTokens * kMaxWarps;
-    if (thread % 4 == 0) totals[thread % 32 / 4 * kMaxWarps + thread / 32] = total;
     __syncthreads();
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      if (first + t >= end) break;
+    for (int t = 0; t < TOKENS; ++t) {
+      if (first + t >= end || !active) continue;
       const int64_t offset = static_cast<int64_t>(first + t) * p.dim;
       float square_q = 0.0F;
       float square_k = 0.0F;
       for (int w = 0; w < warps; w += 4) {
         const float4 a = *reinterpret_cast<const float4*>(totals + t * kMaxWarps + w);
-        const float4 b = *reinterpret_cast<const float4*>(totals + (kTokens + t) * kMaxWarps + w);
+        const float4 b = *reinterpret_cast<const float4*>(totals + (TOKENS + t) * kMaxWarps + w);
         square_q += (a.x + a.y) + (a.z + a.w);
         square_k += (b.x + b.y) + (b.z + b.w);
       }
-      const float inverse_q = 1.0F / sqrtf(square_q / static_cast<float>(p.dim) + p.eps);
-      const float inverse_k = 1.0F / sqrtf(square_k / static_cast<float>(p.dim) + p.eps);
-      if (!active) continue;
+      const float inverse_q = 1.0F / sqrtf(square_q * inverse_dim + p.eps);
+      const float inverse_k = 1.0F / sqrtf(square_k * inverse_dim + p.eps);
       const TokenSource token = sources[first + t - begin];
       float2 turn[4];
 #pragma unroll
@@ -276,9 +284,19 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
 #pragma unroll
         for (int i = 0; i < kColumns; ++i) sum[i] += x[i];
       };
-      finish(q[t], weight_q, inverse_q, sum_q, q_out + offset);
-      finish(k[t], weight_k, inverse_k, sum_k, k_out + offset);
+      finish(lines.q[t], weight_q, inverse_q, sum_q, q_out + offset);
+      finish(lines.k[t], weight_k, inverse_k, sum_k, k_out + offset);
     }
+  };
+  Lines<T, TOKENS> now;
+  Lines<T, TOKENS> next;
+  fetch(now, begin);
+  for (int first = begin; first < end; first += 2 * TOKENS) {
+    fetch(next, first + TOKENS);
+    process(now, first, 0);
+    if (first + TOKENS >= end) break;
+    fetch(now, first + 2 * TOKENS);
+    process(next, first + TOKENS, 1);
   }
 
   if (active) {
@@ -308,12 +326,12 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   if (CLUSTERED) cluster_sync();  // nobody leaves while its sums are read
 }
 
-template <typename T, int MAX_THREADS, int CTAS, bool CLUSTERED>
+template <typename T, int TOKENS, int MAX_THREADS, int CTAS, bool CLUSTERED>
 cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cudaStream_t stream) {
-  auto* kernel = scatter_kernel<T, MAX_THREADS, CTAS, CLUSTERED>;
-  const int parts = CLUSTERED ? kParts : 1;
+  auto* kernel = scatter_kernel<T, TOKENS, MAX_THREADS, CTAS, CLUSTERED>;
+  const int parts = CLUSTERED ? params.parts : 1;
   const int share = (params.window_tokens + parts - 1) / parts;
-  const size_t bytes = (2 * 2 * kTokens * kMaxWarps + 2 * static_cast<size_t>(params.dim)) * 4 +
+  const size_t bytes = (2 * 2 * TOKENS * kMaxWarps + 2 * static_cast<size_t>(params.dim)) * 4 +
                        static_cast<size_t>(share) * sizeof(TokenSource);
   if (bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
@@ -327,7 +345,7 @@ cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cud
   config.stream = stream;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kParts, 1, 1};
+  cluster.val.clusterDim = {static_cast<unsigned>(parts), 1, 1};
   config.attrs = &cluster;
   config.numAttrs = CLUSTERED ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, params);
@@ -335,16 +353,23 @@ cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cud
 
 template <typename T>
 cudaError_t launch(const ScatterParams& params, int64_t blocks, bool clustered,
-                   cudaStream_t stream) {
+                   const ScatterTuning& tuning, cudaStream_t stream) {
   const int threads = (params.dim / kColumns + 31) / 32 * 32;
-  // 192 threads are the published width of 1536; so many CTAs then fill the registers.
-  constexpr int kCtas = sizeof(T) == 2 ? 3 : 2;
-  if (threads <= 192) {
-    return clustered ? launch<T, 192, kCtas, true>(params, blocks, threads, stream)
-                     : launch<T, 192, kCtas, false>(params, blocks, threads, stream);
+  if (threads > 192) {  // wider than the published models
+    return clustered ? launch<T, 2, 1024, 1, true>(params, blocks, threads, stream)
+                     : launch<T, 2, 1024, 1, false>(params, blocks, threads, stream);
   }
-  return clustered ? launch<T, 1024, 1, true>(params, blocks, threads, stream)
-                   : launch<T, 1024, 1, false>(params, blocks, threads, stream);
+  if constexpr (sizeof(T) == 2) {
+    if (clustered && tuning.tokens == 4) {
+      return launch<T, 4, 192, 2, true>(params, blocks, threads, stream);
+    }
+    if (clustered && tuning.tokens == 3) {
+      return launch<T, 2, 192, 2, true>(params, blocks, threads, stream);
+    }
+    if (clustered) return launch<T, 2, 192, 3, true>(params, blocks, threads, stream);
+  }
+  return clustered ? launch<T, 2, 192, 2, true>(params, blocks, threads, stream)
+                   : launch<T, 2, 192, 2, false>(params, blocks, threads, stream);
 }
 
 __global__ void rotary_kernel(float2* table, const int64_t* first_frame, int frames, int height,
@@ -390,8 +415,8 @@ cudaError_t fill_rotary_table(const SparseShape& shape, const SparsePlace* place
   return cudaGetLastError();
 }
 
-cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& args,
-                           cudaStream_t stream) {
+cudaError_t launch_scatter(const SparseShape& shape, const WindowScatterArgs& args,
+                           const ScatterTuning& tuning, cudaStream_t stream) {
   if (shape.head_dim % kColumns != 0 || shape.dim() > 1024 * kColumns) return cudaErrorNotSupported;
   const int64_t blocks = shape.batch * shape.query_blocks();
   if (blocks == 0 || shape.dim() == 0) return cudaSuccess;
@@ -408,6 +433,7 @@ cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& ar
   p.v = args.v;
   p.pooled_k = args.pooled_k;
   p.eps = args.eps;
+  p.parts = tuning.parts;
   p.dim = static_cast<int>(shape.dim());
   p.head_dim = static_cast<int>(shape.head_dim);
   p.frames = static_cast<int>(shape.frames);
@@ -431,8 +457,14 @@ cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& ar
     return error;
   }
   const bool clustered = major >= 9;
-  return shape.type == SparseType::kBF16 ? launch<__nv_bfloat16>(p, blocks, clustered, stream)
-                                         : launch<float>(p, blocks, clustered, stream);
+  return shape.type == SparseType::kBF16
+             ? launch<__nv_bfloat16>(p, blocks, clustered, tuning, stream)
+             : launch<float>(p, blocks, clustered, tuning, stream);
+}
+
+cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& args,
+                           cudaStream_t stream) {
+  return launch_scatter(shape, args, ScatterTuning{}, stream);
 }
 
 }  // namespace ultraflash::cuda
