@@ -62,7 +62,7 @@ THIRD_PARTY = [
     (r"nccl\.h", ["src/parallel/nccl"], "one file knows NCCL"),
     (r"mpi\.h", ["src/parallel/mpi"], "one file knows MPI"),
     (
-        r"(cuda|cublas|cudnn|curand|cufft|nvrtc|nvtx|driver_types|vector_types).*"
+        r"(cooperative_groups|cuda|cublas|cudnn|curand|cufft|nvrtc|nvtx|driver_types|vector_types).*"
         r"|(cub|cute|cutlass|thrust|nvtx3)/.*",
         ["src/ops/cuda/", "src/parallel/nccl", "src/train/world/render.cu"],
         "CUDA stays there",

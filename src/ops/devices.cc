@@ -23,7 +23,7 @@ Result<std::unique_ptr<Executor>> make_cuda(const ExecutorOptions& options) {
   }
   cuda.memory_limit_bytes = options.memory_limit_bytes;
   cuda.guard_bytes = options.guard_bytes;
-  cuda.use_cudnn = options.use_cudnn;
+  cuda.plain_kernels = options.cuda_plain;
   return cuda::make_cuda_executor(cuda);
 }
 

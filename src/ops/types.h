@@ -168,6 +168,7 @@ struct BlockMask {
   Tensor mask;     // u8 [batch, heads, query_blocks, key_blocks]
   Tensor indices;  // i32 [batch, heads, query_blocks, key_blocks]: the selected blocks, ascending
   Tensor counts;   // i32 [batch, heads, query_blocks]
+  Tensor order;    // an executor's own: in which order it takes the lists; may be undefined
 };
 
 /// Which keys a query sees when chunks are trained side by side. Chunk i is tokens

@@ -41,14 +41,14 @@ std::vector<Variant> variants() {
   add("avx2", /*onednn=*/false);
   add("avx512", /*onednn=*/false);
   add("avx512_bf16", /*onednn=*/false);
-  for (const bool library : {true, false}) {
+  for (const bool plain : {false, true}) {
     ExecutorOptions options;
     options.device = "cuda";
-    options.use_cudnn = library;
+    options.cuda_plain = plain;
     options.guard_bytes = 512;
     const Result<std::unique_ptr<Executor>> made = make_executor(options);
     if (made.ok()) {
-      list.push_back({library ? "cuda_cudnn" : "cuda_own", options});
+      list.push_back({plain ? "cuda_plain" : "cuda", options});
     } else {
       std::printf("[  SKIPPED ] executor cuda: %s\n", made.status().message().c_str());
     }

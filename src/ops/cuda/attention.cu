@@ -1,5 +1,4 @@
-// Softmax attention in plain f32 arithmetic: the exact mode, shapes that cuDNN refuses, and
-// block-sparse attention on architectures without a kernel of their own.
+// Softmax attention in plain f32 arithmetic: the exact mode, and shapes that cuDNN refuses.
 //
 // A CTA of 256 threads makes 64 queries of one head; keys come 64 at a time, K transposed and then
 // V through the same shared memory; each thread keeps 4 x 4 scores, and 4 rows of the result by D /
@@ -60,73 +59,13 @@ struct Dense {
   }
 };
 
-// The same for a query block of a window grid: keys are the listed blocks.
-struct Sparse {
-  SparseAttentionArgs a;
-  int64_t sample, head, block, first, window, spatial, dim, parts, list, count_of_list;
-  __device__ Sparse(const SparseAttentionArgs& args) : a(args) {
-    const WindowGrid& g = a.grid;
-    window = g.window.frames * g.window.height * g.window.width;
-    parts = (window + kTile - 1) / kTile;
-    const int64_t columns = (g.grid.width + g.window.width - 1) / g.window.width;
-    const int64_t rows = (g.grid.height + g.window.height - 1) / g.window.height;
-    spatial = rows * columns;
-    const int64_t blocks = (g.grid.frames + g.window.frames - 1) / g.window.frames * spatial;
-    sample = blockIdx.z;
-    head = blockIdx.y;
-    block = blockIdx.x / parts;
-    first = blockIdx.x % parts * kTile;
-    dim = int64_t{a.heads} * a.head_dim;
-    list = (sample * a.heads + head) * blocks + block;
-    count_of_list = a.counts[list];
-    block_of_sample = sample * blocks + block;
-  }
-  int64_t block_of_sample;
-  __device__ int queries() const {
-    const int64_t left = window - first;
-    return static_cast<int>(left < kTile ? left : kTile);
-  }
-  __device__ int64_t q_at(int i) const {
-    return (block_of_sample * window + first + i) * dim + head * a.head_dim;
-  }
-  __device__ int64_t tiles() const { return count_of_list * parts; }
-  __device__ void tile(int64_t t, int64_t& k_at, int64_t& v_at, int& count) const {
-    const auto& place = *static_cast<const PlaceNumbers*>(a.place);
-    const int64_t key = a.indices[list * a.key_blocks + t / parts];
-    const int64_t slot = (place.first_slot + key / spatial) % place.capacity_blocks;
-    const int64_t row =
-        ((sample * place.capacity_blocks + slot) * spatial + key % spatial) * window;
-    const int64_t begin = t % parts * kTile;
-    k_at = v_at = (row + begin) * dim + head * a.head_dim;
-    count = static_cast<int>(window - begin < kTile ? window - begin : kTile);
-  }
-  __device__ int64_t k_row() const { return dim; }
-  __device__ int64_t v_row() const { return dim; }
-  __device__ float bias(int, int64_t) const { return 0.0F; }
-  // Token order; -1 for padding.
-  __device__ int64_t out_at(int i) const {
-    const WindowGrid& g = a.grid;
-    const int64_t columns = (g.grid.width + g.window.width - 1) / g.window.width;
-    const int64_t in_frame = g.window.height * g.window.width;
-    const int64_t at = first + i;
-    const int64_t space = block % spatial;
-    const int64_t frame = block / spatial * g.window.frames + at / in_frame;
-    const int64_t row = space / columns * g.window.height + at % in_frame / g.window.width;
-    const int64_t column = space % columns * g.window.width + at % g.window.width;
-    if (frame >= g.grid.frames || row >= g.grid.height || column >= g.grid.width) return -1;
-    const int64_t token =
-        ((sample * g.grid.frames + frame) * g.grid.height + row) * g.grid.width + column;
-    return token * dim + head * a.head_dim;
-  }
-};
-
-template <typename T, int D, typename Source, typename Args>
-__global__ void __launch_bounds__(256) attention_kernel(Args args) {
+template <typename T, int D>
+__global__ void __launch_bounds__(256) attention_kernel(AttentionArgs args) {
   extern __shared__ float shared[];
   float* qs = shared;            // [D][kStride], transposed
   float* kv = qs + D * kStride;  // K: [D][kStride], transposed; V: [kTile][D]
   float* ps = kv + D * kStride;  // [kTile keys][kStride], transposed
-  const Source source(args);
+  const Dense source(args);
   const auto* q = static_cast<const T*>(args.q);
   const auto* k = static_cast<const T*>(args.k);
   const auto* v = static_cast<const T*>(args.v);
@@ -242,7 +181,6 @@ __global__ void __launch_bounds__(256) attention_kernel(Args args) {
   for (int m = 0; m < 4; ++m) {
     if (row + m >= queries) continue;
     const int64_t at = source.out_at(row + m);
-    if (at < 0) continue;
     const float inverse = total[m] > 0.0F ? 1.0F / total[m] : 0.0F;
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
@@ -255,9 +193,9 @@ __global__ void __launch_bounds__(256) attention_kernel(Args args) {
 // Heads wider than 128: a warp per query, keys one after the other.
 constexpr int kWideSteps = 16;  // heads of up to 512
 
-template <typename T, typename Source, typename Args>
-__global__ void __launch_bounds__(256) wide_kernel(Args args) {
-  const Source source(args);
+template <typename T>
+__global__ void __launch_bounds__(256) wide_kernel(AttentionArgs args) {
+  const Dense source(args);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto* q = static_cast<const T*>(args.q);
   const auto* k = static_cast<const T*>(args.k);
@@ -301,7 +239,6 @@ __global__ void __launch_bounds__(256) wide_kernel(Args args) {
       }
     }
     const int64_t at = source.out_at(row);
-    if (at < 0) continue;
     const float inverse = total > 0.0F ? 1.0F / total : 0.0F;
 #pragma unroll
     for (int i = 0; i < kWideSteps; ++i) {
@@ -311,25 +248,24 @@ __global__ void __launch_bounds__(256) wide_kernel(Args args) {
   }
 }
 
-template <typename T, int D, typename Source, typename Args>
-void launch_tiles(const Args& args, dim3 grid, cudaStream_t stream) {
+template <typename T, int D>
+void launch_tiles(const AttentionArgs& args, dim3 grid, cudaStream_t stream) {
   constexpr int kBytes = (2 * D + kTile) * kStride * static_cast<int>(sizeof(float));
-  const auto kernel = attention_kernel<T, D, Source, Args>;
+  const auto kernel = attention_kernel<T, D>;
   UF_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<grid, 256, kBytes, stream>>>(args);
 }
 
-template <typename Source, typename Args>
-void launch(const Args& args, dim3 grid, cudaStream_t stream) {
+void launch(const AttentionArgs& args, dim3 grid, cudaStream_t stream) {
   require(args.head_dim <= 32 * kWideSteps, "attention: heads of at most 512");
   with_type(args.dtype, [&](auto tag) {
     using T = decltype(tag);
     if (args.head_dim <= 64) {
-      launch_tiles<T, 64, Source, Args>(args, grid, stream);
+      launch_tiles<T, 64>(args, grid, stream);
     } else if (args.head_dim <= 128) {
-      launch_tiles<T, 128, Source, Args>(args, grid, stream);
+      launch_tiles<T, 128>(args, grid, stream);
     } else {
-      wide_kernel<T, Source, Args><<<grid, 256, 0, stream>>>(args);
+      wide_kernel<T><<<grid, 256, 0, stream>>>(args);
     }
   });
   UF_CUDA_LAUNCHED();
@@ -341,16 +277,7 @@ void attention(const AttentionArgs& args, cudaStream_t stream) {
   if (args.batch * args.queries * args.heads * args.head_dim == 0) return;
   const dim3 grid(ceil_div(args.queries, kTile), static_cast<unsigned>(args.heads),
                   static_cast<unsigned>(args.batch));
-  launch<Dense>(args, grid, stream);
-}
-
-void sparse_attention(const SparseAttentionArgs& args, cudaStream_t stream) {
-  const int64_t parts = (args.grid.window.tokens() + kTile - 1) / kTile;
-  const int64_t ctas = args.grid.blocks() * parts;
-  if (args.batch * ctas * args.heads * args.head_dim == 0) return;
-  const dim3 grid(static_cast<unsigned>(ctas), static_cast<unsigned>(args.heads),
-                  static_cast<unsigned>(args.batch));
-  launch<Sparse>(args, grid, stream);
+  launch(args, grid, stream);
 }
 
 }  // namespace ultraflash::cuda::kernels

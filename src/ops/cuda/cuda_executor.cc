@@ -52,6 +52,7 @@ kernels::Strided merge_axes(const Tensor& a, const Tensor& b) {
 CudaExecutor::CudaExecutor(const CudaOptions& options, std::unique_ptr<Blas> blas,
                            std::unique_ptr<Cudnn> cudnn, std::string name)
     : device_(options.device),
+      plain_(options.plain_kernels),
       name_(std::move(name)),
       blas_(std::move(blas)),
       cudnn_(std::move(cudnn)) {
@@ -64,6 +65,7 @@ CudaExecutor::CudaExecutor(const CudaOptions& options, std::unique_ptr<Blas> bla
   arena_ = std::make_unique<Arena>(device_memory(device_), arena);
   host_arena_ = std::make_unique<Arena>(pinned_memory());
   workspace_ = arena_->allocate(DType::kU8, {kWorkspaceBytes});
+  sparse_ticket_ = zeros(DType::kI32, {2});
 }
 
 CudaExecutor::~CudaExecutor() {
@@ -92,7 +94,7 @@ Result<std::unique_ptr<Executor>> make_cuda_executor(const CudaOptions& options)
     std::unique_ptr<Blas> blas = Blas::create(why);
     if (blas == nullptr) return Status(StatusCode::kUnsupported, why);
     std::unique_ptr<Cudnn> cudnn;
-    if (options.use_cudnn) cudnn = Cudnn::create(why);
+    if (!options.plain_kernels) cudnn = Cudnn::create(why);
     std::string name =
         fmt::format("cuda:{}, {}, cuBLASLt {}, {}", options.device, found->description,
                     blas->version(), cudnn != nullptr ? "cuDNN " + cudnn->version() : "no cuDNN");
@@ -134,6 +136,7 @@ void CudaExecutor::update_place(GroupPlace& place) {
   numbers.first_slot = place.first_slot;
   numbers.cached_blocks = place.cached_blocks;
   numbers.capacity_blocks = place.capacity_blocks;
+  group_rotary_ = Tensor();
   kernels::store_place(numbers, place.device.mutable_raw(), stream_);
 }
 

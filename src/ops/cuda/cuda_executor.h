@@ -19,7 +19,7 @@ struct CudaOptions {
   int device = 0;
   size_t memory_limit_bytes = 0;  // of the executor's arena, 0: none
   size_t guard_bytes = 0;         // guard zones around every tensor, for tests
-  bool use_cudnn = true;          // false: own kernels only, for tests
+  bool plain_kernels = false;     // neither cuDNN nor one architecture's own kernels, for tests
 };
 
 /// kUnsupported with a sentence that says why when there is no such GPU, its driver is too old or a

@@ -138,11 +138,15 @@ class CudaExecutor final : public Executor {
                             float eps, const TokenGrid& grid, int64_t heads);
   void run_attention(const kernels::AttentionArgs& args);
 
+  // cuda_sparse.cc
+  BlockMask empty_lists(const Shape& shape);
+
   ResidualNorm residual_norm(Tensor x, const Tensor* y, const Tensor& gate, bool norm,
                              const Tensor& scale, const Tensor& shift, bool one_plus_scale,
                              float eps);
 
   int device_;
+  bool plain_;  // own plain kernels alone
   std::string name_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Blas> blas_;
@@ -152,6 +156,9 @@ class CudaExecutor final : public Executor {
   std::unique_ptr<Arena> host_arena_;  // page-locked, for results
   Tensor workspace_;
   std::vector<Rotary> rotary_;
+  Tensor group_rotary_;  // of the group that update_place saw last
+  const std::byte* group_rotary_place_ = nullptr;
+  Tensor sparse_ticket_;  // what CTAs of block-sparse attention draw their tiles from
 };
 
 }  // namespace ultraflash::cuda

@@ -179,13 +179,6 @@ struct QkvArgs {
 };
 /// k and v: [batch, ring_end * tokens_per_frame, dim].
 void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream);
-/// q: [batch, blocks, window, dim]; k and v: [batch, capacity * spatial, window, dim].
-void qkv_to_windows(const QkvArgs& args, const WindowGrid& grid, cudaStream_t stream);
-/// Means over the tokens of each window block: of q into pooled_q, of the new blocks of k into
-/// pooled_k at their slots.
-void pool_windows(const QkvArgs& args, const WindowGrid& grid, void* pooled_q, void* pooled_k,
-                  cudaStream_t stream);
-
 // --- attention without a library (attention.cu) --------------------------------------------------
 
 struct AttentionArgs {
@@ -207,42 +200,6 @@ struct AttentionArgs {
   int64_t tokens_per_frame = 0;
 };
 void attention(const AttentionArgs& args, cudaStream_t stream);
-
-struct SparseAttentionArgs {
-  DType dtype = DType::kF32;
-  const void* q = nullptr;  // [batch, blocks, window, dim]
-  const void* k = nullptr;  // [batch, capacity * spatial, window, dim]
-  const void* v = nullptr;
-  void* out = nullptr;               // [batch, tokens, dim]
-  const int32_t* indices = nullptr;  // [batch, heads, query blocks, key blocks]
-  const int32_t* counts = nullptr;
-  int64_t batch = 0, key_blocks = 0;
-  int heads = 0, head_dim = 0;
-  float scale = 0.0F;
-  WindowGrid grid;
-  const void* place = nullptr;
-};
-void sparse_attention(const SparseAttentionArgs& args, cudaStream_t stream);
-
-// --- block selection (select.cu) -----------------------------------------------------------------
-
-struct SelectArgs {
-  DType dtype = DType::kF32;
-  const void* pooled_q = nullptr;  // [batch, blocks, dim]
-  const void* pooled_k = nullptr;  // [batch, capacity * spatial, dim]
-  float* probabilities = nullptr;  // scratch [batch, heads, blocks, key_blocks]
-  float* thresholds = nullptr;     // scratch [batch, heads, temporal blocks]
-  uint8_t* mask = nullptr;         // [batch, heads, blocks, key_blocks]
-  int64_t batch = 0, key_blocks = 0;
-  int heads = 0, head_dim = 0;
-  WindowGrid grid;
-  BlockSelection selection;
-  const void* place = nullptr;
-};
-void select_blocks(const SelectArgs& args, cudaStream_t stream);
-/// The positions of the ones of each row, ascending, and how many there are.
-void list_blocks(const uint8_t* mask, int64_t rows, int64_t key_blocks, int32_t* indices,
-                 int32_t* counts, cudaStream_t stream);
 
 // --- guard zones (elements.cu) -------------------------------------------------------------------
 

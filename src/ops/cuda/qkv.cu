@@ -98,64 +98,6 @@ __global__ void __launch_bounds__(kThreads) to_cache_kernel(QkvArgs a, int64_t c
               static_cast<T*>(a.v) + row * a.dim);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) to_windows_kernel(QkvArgs a, WindowGrid g) {
-  __shared__ float2 factors[kMaxPairs];
-  const PlaceNumbers& place = numbers(a.place);
-  const int64_t window = g.window.frames * g.window.height * g.window.width;
-  const int64_t columns = (g.grid.width + g.window.width - 1) / g.window.width;
-  const int64_t rows = (g.grid.height + g.window.height - 1) / g.window.height;
-  const int64_t spatial = rows * columns;
-  const int64_t temporal = (g.grid.frames + g.window.frames - 1) / g.window.frames;
-  const int64_t i = blockIdx.x % window;
-  const int64_t block = blockIdx.x / window;  // over samples too
-  const int64_t sample = block / (temporal * spatial);
-  const int64_t time_block = block / spatial % temporal;
-  const int64_t space_block = block % spatial;
-  const int64_t in_frame = g.window.height * g.window.width;
-  const int64_t frame = time_block * g.window.frames + i / in_frame;
-  const int64_t row = space_block / columns * g.window.height + i % in_frame / g.window.width;
-  const int64_t column = space_block % columns * g.window.width + i % g.window.width;
-  const int64_t slot =
-      (place.first_slot + place.cached_blocks + time_block) % place.capacity_blocks;
-  const int64_t cache_block = (sample * place.capacity_blocks + slot) * spatial + space_block;
-  T* q = static_cast<T*>(a.q) + (block * window + i) * a.dim;
-  T* k = static_cast<T*>(a.k) + (cache_block * window + i) * a.dim;
-  T* v = static_cast<T*>(a.v) + (cache_block * window + i) * a.dim;
-  if (frame >= g.grid.frames || row >= g.grid.height || column >= g.grid.width) {
-    for (int64_t d = threadIdx.x; d < a.dim; d += kThreads) q[d] = k[d] = v[d] = as<T>(0.0F);
-    return;
-  }
-  fill_factors(a.rotary, place.first_frame + frame, row, column, factors);
-  __syncthreads();
-  const int64_t token =
-      ((sample * g.grid.frames + frame) * g.grid.height + row) * g.grid.width + column;
-  write_token(a, factors, static_cast<const T*>(a.qkv) + token * 3 * a.dim, q, k, v);
-}
-
-// blockIdx.x: window block over samples; blockIdx.y: 0 queries, 1 keys.
-template <typename T>
-__global__ void pool_kernel(QkvArgs a, int64_t window, int64_t spatial, int64_t temporal,
-                            T* pooled_q, T* pooled_k) {
-  const PlaceNumbers& place = numbers(a.place);
-  const int64_t block = blockIdx.x;
-  int64_t at = block;
-  if (blockIdx.y == 1) {
-    const int64_t sample = block / (temporal * spatial);
-    const int64_t slot = (place.first_slot + place.cached_blocks + block / spatial % temporal) %
-                         place.capacity_blocks;
-    at = (sample * place.capacity_blocks + slot) * spatial + block % spatial;
-  }
-  const T* in = static_cast<const T*>(blockIdx.y == 0 ? a.q : a.k) + at * window * a.dim;
-  T* out = (blockIdx.y == 0 ? pooled_q : pooled_k) + at * a.dim;
-  const float inverse = 1.0F / static_cast<float>(window);
-  for (int64_t d = threadIdx.x; d < a.dim; d += blockDim.x) {
-    float sum = 0.0F;
-    for (int64_t i = 0; i < window; ++i) sum += as_float(in[i * a.dim + d]);
-    out[d] = as<T>(sum * inverse);
-  }
-}
-
 __global__ void store_place_kernel(PlaceNumbers numbers, PlaceNumbers* device) {
   *device = numbers;
 }
@@ -179,31 +121,6 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
   with_type(args.dtype, [&](auto tag) {
     using T = decltype(tag);
     to_cache_kernel<T><<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(args, cache_tokens);
-  });
-  UF_CUDA_LAUNCHED();
-}
-
-void qkv_to_windows(const QkvArgs& args, const WindowGrid& grid, cudaStream_t stream) {
-  const int64_t rows = args.batch * grid.blocks() * grid.window.tokens();
-  if (rows * args.dim == 0) return;
-  check(args);
-  with_type(args.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    to_windows_kernel<T><<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(args, grid);
-  });
-  UF_CUDA_LAUNCHED();
-}
-
-void pool_windows(const QkvArgs& args, const WindowGrid& grid, void* pooled_q, void* pooled_k,
-                  cudaStream_t stream) {
-  const int64_t blocks = args.batch * grid.blocks();
-  if (blocks * args.dim == 0) return;
-  with_type(args.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    const dim3 ctas(static_cast<unsigned>(blocks), 2);
-    pool_kernel<T><<<ctas, kThreads, 0, stream>>>(args, grid.window.tokens(), grid.spatial_blocks(),
-                                                  grid.temporal_blocks(), static_cast<T*>(pooled_q),
-                                                  static_cast<T*>(pooled_k));
   });
   UF_CUDA_LAUNCHED();
 }
