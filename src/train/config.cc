@@ -123,6 +123,9 @@ Status TrainConfig::validate() const {
       !(flow.uniform_share >= 0.0 && flow.uniform_share <= 1.0) || !(flow.logit_std >= 0.0)) {
     return invalid("flow: shifts and sample_steps are positive, shares lie in [0, 1]");
   }
+  if (evaluate.captions < 0 || !(evaluate.every_minutes >= 0.0) || evaluate.batch < 1) {
+    return invalid("evaluate: captions and every_minutes are not negative, batch is at least 1");
+  }
   if (ode.teacher_steps < 1 || ode.pairs < 1 || ode.make_batch < 1 || ode.refresh_every < 0 ||
       ode.pairs % ode.make_batch != 0) {
     return invalid("ode: sizes are positive and make_batch divides pairs");
@@ -161,6 +164,10 @@ Result<TrainConfig> load_train_config(const std::filesystem::path& path,
     return make_status(status.code(), "{}: {}", path.string(), status.message());
   }
   return config;
+}
+
+const char* stage_name(TrainStage stage) {
+  return EnumNames<TrainStage>::kNames[static_cast<size_t>(stage)];
 }
 
 std::string train_config_json(TrainConfig config, int indent) {

@@ -245,6 +245,21 @@ struct SelfForcingConfig {
   }
 };
 
+/// Measuring clips drawn for held-out captions while training goes on, as `ultraflash eval` does
+/// with files.
+struct EvaluateConfig {
+  int64_t captions = 0;        // 0: none
+  double every_minutes = 0.0;  // between measurements; 0: only at the end
+  int64_t batch = 16;          // clips drawn at once; ranks take turns with batches
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("captions", captions);
+    visit("every_minutes", every_minutes);
+    visit("batch", batch);
+  }
+};
+
 struct TrainConfig {
   TrainStage stage = TrainStage::kAutoencoder;
   std::string recipe = "pocket";  // preset or file: the networks' sizes and file names
@@ -276,6 +291,7 @@ struct TrainConfig {
   CausalConfig causal;
   OdeConfig ode;
   SelfForcingConfig self_forcing;
+  EvaluateConfig evaluate;
 
   template <typename Visitor>
   void visit_fields(Visitor& visit) {
@@ -303,6 +319,7 @@ struct TrainConfig {
     visit("causal", causal);
     visit("ode", ode);
     visit("self_forcing", self_forcing);
+    visit("evaluate", evaluate);
   }
 
   [[nodiscard]] Status validate() const;
@@ -312,6 +329,9 @@ struct TrainConfig {
 /// may stand bare). kNotFound, kMalformed with the path of the field, kInvalidArgument.
 Result<TrainConfig> load_train_config(const std::filesystem::path& path,
                                       const std::vector<std::string>& overrides);
+
+/// As in configs: "flow_matching".
+const char* stage_name(TrainStage stage);
 
 /// Every field, defaults included.
 std::string train_config_json(TrainConfig config, int indent);

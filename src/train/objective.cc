@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "stream/networks.h"
+#include "train/text_batches.h"
 #include "weights/checkpoint.h"
 #include "weights/parameter_source.h"
 
@@ -20,14 +21,44 @@ int64_t TrainContext::prefetch() const {
   return config.data.prefetch > 0 ? config.data.prefetch : 2 * workers();
 }
 
-void TrainContext::seed_step(int64_t step, int64_t purpose) const {
-  // Odd multipliers spread consecutive steps and purposes over the seeds.
-  const uint64_t seed = static_cast<uint64_t>(config.seed) * 0x9E3779B97F4A7C15ULL +
-                        static_cast<uint64_t>(step) * 0xD1B54A32D192ED03ULL +
-                        static_cast<uint64_t>(purpose) * 0x8CB92BA72F3D8DD7ULL + rank_seed();
+namespace {
+
+void seed_device(const at::Device& device, uint64_t seed) {
   at::Generator generator = at::globalContext().defaultGenerator(device);
   const std::lock_guard lock(generator.mutex());
   generator.set_current_seed(seed);
+}
+
+uint64_t step_seed(const TrainConfig& config, int64_t step, int64_t purpose) {
+  // Odd multipliers spread consecutive steps and purposes over the seeds.
+  return static_cast<uint64_t>(config.seed) * 0x9E3779B97F4A7C15ULL +
+         static_cast<uint64_t>(step) * 0xD1B54A32D192ED03ULL +
+         static_cast<uint64_t>(purpose) * 0x8CB92BA72F3D8DD7ULL;
+}
+
+}  // namespace
+
+void TrainContext::seed_step(int64_t step, int64_t purpose) const {
+  seed_device(device, step_seed(config, step, purpose) + rank_seed());
+}
+
+void TrainContext::seed_shared_step(int64_t step, int64_t purpose) const {
+  seed_device(device, step_seed(config, step, purpose));
+}
+
+at::Tensor Objective::sample(const at::Tensor& /*noise*/, const TokenBatch& /*tokens*/) {
+  throw_error(StatusCode::kInternal, "a stage that draws no clips was asked for some");
+}
+
+Result<std::filesystem::path> publish_set(const TrainContext& context, const TrainedSet& set,
+                                          const CheckpointSpec& spec, DType dtype,
+                                          const std::filesystem::path& out) {
+  const std::filesystem::path path = out / spec.files[0];
+  UF_TRY(save_parameters(
+      path, set.parameters->names(), set.best(), dtype,
+      {{"format", "pt"},
+       {"source", fmt::format("ultraflash train, {}", stage_name(context.config.stage))}}));
+  return path;
 }
 
 void Meter::add(const std::string& name, const at::Tensor& scalar) {

@@ -28,6 +28,8 @@
 
 namespace ultraflash {
 
+struct TokenBatch;
+
 struct TrainContext {
   TrainConfig config;
   RecipeData recipe;
@@ -55,6 +57,8 @@ struct TrainContext {
   /// Seeds the device's generator from the run's seed, the rank, a step and a purpose, so that what
   /// follows draws the same numbers whenever that step is run.
   void seed_step(int64_t step, int64_t purpose = 0) const;
+  /// The same on every rank.
+  void seed_shared_step(int64_t step, int64_t purpose) const;
 };
 
 /// Sums of scalars on the device; reading them is the only wait of a training step.
@@ -82,6 +86,14 @@ class Objective {
   /// Measured on unseen data with the averaged weights.
   virtual Measures evaluate() { return {}; }
   virtual std::optional<RgbImage> sheet() { return std::nullopt; }
+  /// True for stages that draw clips for captions: they have sample(), and no sheet() or one of
+  /// their own.
+  [[nodiscard]] virtual bool samples() const { return false; }
+  /// Before calls of sample() between two steps: brings the averaged weights to where it uses them.
+  virtual void begin_sampling() {}
+  /// Latents drawn from `noise` [batch, frames, h, w, c] in the way in which what is trained here
+  /// will be used. Fresh noise comes from the device's generator.
+  virtual at::Tensor sample(const at::Tensor& noise, const TokenBatch& tokens);
   /// Writes the averaged weights as published files below `out`.
   virtual Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) = 0;
 };
@@ -126,6 +138,11 @@ Status bind_network(const TrainContext& context, ParameterSet& set, const std::s
   set.bind_from(nullptr);
   return binder.finish();
 }
+
+/// Writes the averaged weights of `set` under the recipe's name for them below `out`.
+Result<std::filesystem::path> publish_set(const TrainContext& context, const TrainedSet& set,
+                                          const CheckpointSpec& spec, DType dtype,
+                                          const std::filesystem::path& out);
 
 /// Clips u8 [n, frames, height, width, 3] on the CPU -> a picture: a row a clip, `columns` of its
 /// frames at equal distances.

@@ -87,4 +87,12 @@ at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generat
   return at::cat(output, 1);
 }
 
+at::Tensor roll_out_whole(const TrainContext& context, const GeneratorNetwork& generator,
+                          const RolloutPlan& plan, const at::Tensor& noise,
+                          const Tensor& embeddings) {
+  const std::vector<int64_t> last(static_cast<size_t>(noise.size(1) / plan.chunk_frames),
+                                  static_cast<int64_t>(plan.sigmas.size()) - 1);
+  return roll_out(context, generator, plan, noise, embeddings, last, /*gradient=*/false);
+}
+
 }  // namespace ultraflash

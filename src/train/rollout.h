@@ -32,4 +32,9 @@ at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generat
                     const RolloutPlan& plan, const at::Tensor& noise, const Tensor& embeddings,
                     const std::vector<int64_t>& exits, bool gradient);
 
+/// As at inference: every chunk through all steps, without gradient.
+at::Tensor roll_out_whole(const TrainContext& context, const GeneratorNetwork& generator,
+                          const RolloutPlan& plan, const at::Tensor& noise,
+                          const Tensor& embeddings);
+
 }  // namespace ultraflash

@@ -46,4 +46,10 @@ TokenBatch CaptionTokenizer::batch(const std::vector<const TokenRow*>& rows) {
   return batch;
 }
 
+TokenBatch CaptionTokenizer::batch(const std::vector<TokenRow>& rows) {
+  std::vector<const TokenRow*> pointers;
+  for (const TokenRow& row : rows) pointers.push_back(&row);
+  return batch(pointers);
+}
+
 }  // namespace ultraflash

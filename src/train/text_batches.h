@@ -33,6 +33,7 @@ class CaptionTokenizer {
   /// The prompt of unconditional predictions.
   [[nodiscard]] const TokenRow& empty() const { return empty_; }
   static TokenBatch batch(const std::vector<const TokenRow*>& rows);
+  static TokenBatch batch(const std::vector<TokenRow>& rows);
 
  private:
   CaptionTokenizer(Tokenizer tokenizer, int64_t text_len)

@@ -11,6 +11,7 @@
 #include "train/journal.h"
 #include "train/objective.h"
 #include "train/parallel/rank_group.h"
+#include "train/samples.h"
 #include "train/train.h"
 #include "ultraflash/recipe.h"
 
@@ -22,6 +23,11 @@ using Clock = std::chrono::steady_clock;
 // Kept free at the end of a time limit for the last evaluation, the sheet and the files: this share
 // of it, within bounds.
 double reserve_seconds(double limit) { return std::clamp(0.04 * limit, 1.0, 25.0); }
+constexpr double kMeasureMargin = 1.3;  // beside it, of the time that measuring took before
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 // Of several ranks each has the GPU of its number.
 Result<Device> parse_device(const std::string& name, const RankGroup& group) {
@@ -66,13 +72,15 @@ Result<TrainConfig> read_config(const TrainOptions& options) {
 
 class Run {
  public:
-  // `journal`: of rank 0, which alone writes files and reports.
+  // `journal`: of rank 0, which alone writes files and reports. `samples`: null when none are
+  // shown.
   Run(const TrainOptions& options, TrainContext& context, Objective& objective,
-      std::optional<Journal> journal, const RunCounters& counters)
+      std::unique_ptr<Samples> samples, std::optional<Journal> journal, const RunCounters& counters)
       : options_(options),
         context_(context),
         parallel_(*context.parallel),
         objective_(objective),
+        samples_(std::move(samples)),
         journal_(std::move(journal)),
         counters_(counters),
         earlier_seconds_(counters.seconds),
@@ -83,8 +91,8 @@ class Run {
     UF_TRY(check_ranks_agree());
     UF_TRY(objective_.start(counters_.step));
     const int64_t first = counters_.step;
-    interval_start_ = Clock::now();
-    interval_step_ = first;
+    start_interval();
+    last_measured_ = Clock::now();
     bool stop = false;  // what this rank wants
     Decision now = decide(stop);
     while (!now.stop && !now.time_is_over && counters_.step < config.steps) {
@@ -93,6 +101,7 @@ class Run {
       ++counters_.step;
       const int64_t step = counters_.step;
       if (step % config.log_every == 0) UF_TRY(report(factor, stop));
+      if (now.measure) UF_TRY(measure());
       if (config.sheet_every > 0 && step % config.sheet_every == 0) UF_TRY(look());
       if (config.checkpoint_every > 0 && step % config.checkpoint_every == 0) UF_TRY(save());
       if (options_.interrupted && options_.interrupted()) stop = true;
@@ -111,6 +120,7 @@ class Run {
     if (parallel_.leads()) {
       UF_ASSIGN(summary.weights, objective_.publish(options_.out));
     }
+    UF_TRY(measure());
     UF_TRY(look());
     // Nobody leaves while another rank still waits for it.
     parallel_.synchronize();
@@ -119,42 +129,48 @@ class Run {
   }
 
  private:
-  [[nodiscard]] double process_seconds() const {
-    return std::chrono::duration<double>(Clock::now() - start_).count();
+  [[nodiscard]] double process_seconds() const { return seconds_since(start_); }
+  // The last measurement comes after the last step.
+  [[nodiscard]] double reserve(double limit) const {
+    return reserve_seconds(limit) + kMeasureMargin * measure_seconds_;
   }
   [[nodiscard]] double pause_seconds() const {
     const double limit = options_.pause_after * 60.0;
-    return limit - reserve_seconds(limit);
+    return limit - reserve(limit);
   }
   [[nodiscard]] double seconds() const { return earlier_seconds_ + process_seconds(); }
   [[nodiscard]] double limit() const { return context_.config.minutes * 60.0; }
   [[nodiscard]] bool out_of_time() const {
-    return limit() > 0.0 && seconds() >= limit() - reserve_seconds(limit());
+    return limit() > 0.0 && seconds() >= limit() - reserve(limit());
   }
   [[nodiscard]] double progress_of_run() const {
     const TrainConfig& config = context_.config;
     const double by_steps = static_cast<double>(counters_.step) /
                             static_cast<double>(std::max<int64_t>(config.steps, 1));
     if (!config.optimizer.schedule_by_time || limit() <= 0.0) return by_steps;
-    return std::max(by_steps, seconds() / (limit() - reserve_seconds(limit())));
+    return std::max(by_steps, seconds() / (limit() - reserve(limit())));
   }
 
   // What all ranks do before a step: stop when any of them wants to; the clock is that of rank 0.
   struct Decision {
     bool stop = false;
     bool time_is_over = false;
+    bool measure = false;  // after the step
     double progress = 0.0;
   };
   Decision decide(bool stop) {
-    const std::array<double, 3> mine = {stop ? 1.0 : 0.0, out_of_time() ? 1.0 : 0.0,
-                                        progress_of_run()};
+    const double every = context_.config.evaluate.every_minutes * 60.0;
+    const bool measure = every > 0.0 && seconds_since(last_measured_) >= every;
+    const std::array<double, 4> mine = {stop ? 1.0 : 0.0, out_of_time() ? 1.0 : 0.0,
+                                        measure ? 1.0 : 0.0, progress_of_run()};
     const std::vector<double> all = parallel_.group().gather(mine);
     Decision decision;
     for (size_t i = 0; i < all.size(); i += mine.size()) {
       decision.stop = decision.stop || all[i] != 0.0;
     }
     decision.time_is_over = all[1] != 0.0;
-    decision.progress = all[2];
+    decision.measure = all[2] != 0.0;
+    decision.progress = all[3];
     return decision;
   }
 
@@ -191,12 +207,9 @@ class Run {
   Status report(double factor, bool& stop) {
     Measures measures = take_measures();
     UF_TRY(check_ranks_agree());
-    const Clock::time_point now = Clock::now();
     const auto steps = static_cast<double>(std::max<int64_t>(counters_.step - interval_step_, 1));
-    const double step_seconds =
-        std::chrono::duration<double>(now - interval_start_).count() / steps;
-    interval_start_ = now;
-    interval_step_ = counters_.step;
+    const double step_seconds = seconds_since(interval_start_) / steps;
+    start_interval();
     measures.emplace_back("lr", context_.config.optimizer.lr * factor);
     measures.emplace_back("step_seconds", step_seconds);
     if (!journal_) return {};
@@ -209,7 +222,28 @@ class Run {
     progress.limit_seconds = limit();
     progress.step_seconds = step_seconds;
     progress.text = measures_text(measures);
+    if (!measured_.empty()) progress.text += "  |  " + measures_text(main_measures(measured_));
     if (!options_.progress(progress)) stop = true;
+    return {};
+  }
+
+  // Every rank draws its share of the clips.
+  Status measure() {
+    if (!samples_ || context_.config.evaluate.captions == 0) return {};
+    last_measured_ = Clock::now();
+    objective_.begin_sampling();
+    measured_ = samples_->measure([this](const SampleRequest& request) {
+      return objective_.sample(request.noise, request.tokens);
+    });
+    measure_seconds_ = seconds_since(last_measured_);
+    if (journal_) {
+      Measures measures = measured_;
+      measures.emplace_back("measure_seconds", measure_seconds_);
+      UF_TRY(journal_->add(counters_.step, seconds(), measures));
+      context_.log.info(fmt::format("step {}: {} ({:.1f} s)", counters_.step,
+                                    measures_text(measured_), measure_seconds_));
+    }
+    start_interval();
     return {};
   }
 
@@ -220,12 +254,16 @@ class Run {
       context_.log.info(fmt::format("step {}: {}", counters_.step, measures_text(measures)));
       UF_TRY(journal_->add(counters_.step, seconds(), measures));
     }
-    if (const std::optional<RgbImage> image = objective_.sheet()) {
-      UF_TRY(journal_->save_picture("sheet", *image));
+    std::optional<RgbImage> image = objective_.sheet();
+    if (!image && samples_) {
+      objective_.begin_sampling();
+      image = samples_->sheet([this](const SampleRequest& request) {
+        return objective_.sample(request.noise, request.tokens);
+      });
     }
+    if (image) UF_TRY(journal_->save_picture("sheet", *image));
     UF_TRY(journal_->draw_curves());
-    interval_start_ = Clock::now();
-    interval_step_ = counters_.step;
+    start_interval();
     return {};
   }
 
@@ -238,16 +276,25 @@ class Run {
     return {};
   }
 
+  void start_interval() {
+    interval_start_ = Clock::now();
+    interval_step_ = counters_.step;
+  }
+
   const TrainOptions& options_;
   TrainContext& context_;
   DataParallel& parallel_;
   Objective& objective_;
+  std::unique_ptr<Samples> samples_;
   std::optional<Journal> journal_;
   RunCounters counters_;
   double earlier_seconds_;
   Clock::time_point start_;
   Clock::time_point interval_start_;
   int64_t interval_step_ = 0;
+  Clock::time_point last_measured_;
+  double measure_seconds_ = 0.0;  // of the last time
+  Measures measured_;
   Meter meter_;
   std::filesystem::path checkpoint_;
 };
@@ -310,7 +357,12 @@ Result<TrainSummary> run(const TrainOptions& options, const std::shared_ptr<Rank
     UF_ASSIGN(journal, Journal::open(options.out, counters.step));
     UF_TRY(journal->add_config(train_config_json(context.config, -1)));
   }
-  return Run(options, context, *objective, std::move(journal), counters).go();
+  std::unique_ptr<Samples> samples;
+  if (objective->samples() &&
+      (context.config.flow.sample_clips > 0 || context.config.evaluate.captions > 0)) {
+    UF_ASSIGN(samples, Samples::open(context));
+  }
+  return Run(options, context, *objective, std::move(samples), std::move(journal), counters).go();
 }
 
 Result<TrainSummary> run_or_catch(const TrainOptions& options,

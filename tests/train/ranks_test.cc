@@ -226,6 +226,49 @@ TEST_F(RanksTest, ResumeIsExact) {
       << outcome.err;
 }
 
+// Lines of the log that have `key`, with only the fields whose value cannot depend on the clock.
+std::vector<nlohmann::json> logged(const std::filesystem::path& folder, const std::string& key) {
+  std::vector<nlohmann::json> lines;
+  std::ifstream file(folder / "log.jsonl");
+  for (std::string line; std::getline(file, line);) {
+    nlohmann::json json = nlohmann::json::parse(line);
+    if (!json.contains(key)) continue;
+    json.erase("seconds");
+    json.erase("measure_seconds");
+    lines.push_back(std::move(json));
+  }
+  return lines;
+}
+
+// The clips that are measured and their noise do not depend on who draws them.
+TEST_F(RanksTest, MeasuringIsSharedAndFindsTheSame) {
+  std::string recipe = cli_test::read_file((folder_ / "recipe.json").string());
+  const std::string small = R"("latent_height": 6, "latent_width": 8)";
+  ASSERT_NE(recipe.find(small), std::string::npos);
+  recipe.replace(recipe.find(small), small.size(), R"("latent_height": 12, "latent_width": 20)");
+  const std::string wide = folder_.write("wide.json", recipe).string();
+  for (const char* stage : {"flow_matching", "causal", "ode", "self_forcing"}) {
+    SCOPED_TRACE(stage);
+    const std::vector<std::string> options = {"--steps", "1",
+                                              "--set",   "recipe=" + wide,
+                                              "--set",   "optimizer.lr=0",
+                                              "--set",   "evaluate.captions=3",
+                                              "--set",   "evaluate.batch=2",
+                                              "--set",   "flow.sample_steps=2",
+                                              "--set",   "batch=1"};
+    const Outcome one = run(train(stage, "one", 1, options));
+    ASSERT_EQ(one.status, 0) << one.err;
+    const Outcome two = run(train(stage, "two", 2, options));
+    ASSERT_EQ(two.status, 0) << two.err;
+    const std::vector<nlohmann::json> lines = logged(folder_ / "one", "background");
+    ASSERT_EQ(lines.size(), 1U);
+    EXPECT_TRUE(lines[0].contains("colour") && lines[0].contains("whole_clip")) << lines[0];
+    EXPECT_EQ(lines, logged(folder_ / "two", "background"));
+    std::filesystem::remove_all(folder_ / "one");
+    std::filesystem::remove_all(folder_ / "two");
+  }
+}
+
 // Processes whose parent is `parent`.
 std::vector<pid_t> children_of(pid_t parent) {
   std::vector<pid_t> children;

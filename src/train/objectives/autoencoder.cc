@@ -177,9 +177,8 @@ class AutoencoderObjective final : public Objective {
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    const std::filesystem::path path = out / spec_->checkpoint.files[0];
-    UF_TRY(save_parameters(path, trained_.parameters->names(), trained_.best(), DType::kF16,
-                           {{"format", "pt"}, {"source", "ultraflash train, autoencoder"}}));
+    UF_ASSIGN(const std::filesystem::path path,
+              publish_set(context_, trained_, spec_->checkpoint, DType::kF16, out));
     return std::vector{path};
   }
 
@@ -234,8 +233,7 @@ class AutoencoderObjective final : public Objective {
     auto* const out = clips.mutable_data_ptr<uint8_t>();
     const int64_t crops = scale == 1 ? 1 : config.autoencoder.crops_per_clip;
     for (int64_t i = 0; i < config.batch; ++i) {
-      const int64_t index =
-          (step * context_.ranks() + context_.rank()) * config.batch + i / crops;
+      const int64_t index = (step * context_.ranks() + context_.rank()) * config.batch + i / crops;
       const auto random = [&](int64_t k) {
         return rng::philox(static_cast<uint64_t>(k), static_cast<uint64_t>(index),
                            static_cast<uint64_t>(config.seed) ^ kCropSeed);

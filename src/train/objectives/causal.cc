@@ -11,7 +11,7 @@
 namespace ultraflash {
 namespace {
 
-enum : int64_t { kLevelDraw = 1, kCleanDraw = 2, kCausalSheetDraw = 3 };
+enum : int64_t { kLevelDraw = 1, kCleanDraw = 2 };
 
 class CausalObjective final : public Objective {
  public:
@@ -33,7 +33,6 @@ class CausalObjective final : public Objective {
     trained_.parameters = generator_.parameters;
     trained_.begin(config.optimizer, &config.ema);
     UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
-    UF_ASSIGN(unseen_, TrainingClips::open(context_, /*unseen=*/true));
     UF_ASSIGN(CaptionTokenizer tokenizer, CaptionTokenizer::open(context_));
     tokenizer_ = std::make_unique<CaptionTokenizer>(std::move(tokenizer));
     bank_ = std::make_unique<LatentBank>(context_, autoencoder_, *clips_, *tokenizer_);
@@ -77,25 +76,10 @@ class CausalObjective final : public Objective {
     meter.add("gradient_norm", trained_.update(lr_factor));
   }
 
-  std::optional<RgbImage> sheet() override {
-    const int64_t count = context_.config.flow.sample_clips;
-    if (count == 0) return std::nullopt;
-    const at::NoGradGuard no_grad;
-    averaged_.parameters->assign(trained_.best());
-    std::vector<TokenRow> rows;
-    for (int64_t i = 0; i < count; ++i) {
-      rows.push_back(tokenizer_->encode(unseen_->caption(i, 0, /*full=*/true)));
-      context_.log.info(fmt::format("sheet row {}: {}", i + 1, unseen_->caption(i, 0, true)));
-    }
-    std::vector<const TokenRow*> pointers;
-    for (const TokenRow& row : rows) pointers.push_back(&row);
-    const Tensor embeddings = text_.run(context_, CaptionTokenizer::batch(pointers));
-    context_.seed_step(0, kCausalSheetDraw);
-    const GeneratorSpec& spec = context_.recipe.generator;
-    const int64_t frames = context_.config.bank.latent_frames;
-    const at::Tensor noise =
-        at::randn({count, frames, spec.latent_height, spec.latent_width, spec.network.in_dim},
-                  context_.f32());
+  [[nodiscard]] bool samples() const override { return true; }
+  void begin_sampling() override { averaged_.parameters->assign(trained_.best()); }
+
+  at::Tensor sample(const at::Tensor& noise, const TokenBatch& tokens) override {
     // Many re-noised steps: what the few-step list would show is a matter of the next stages.
     RolloutPlan plan = plan_;
     plan.timesteps.clear();
@@ -106,16 +90,13 @@ class CausalObjective final : public Objective {
       plan.sigmas.push_back(shifted(u, context_.config.flow.sample_shift));
       plan.timesteps.push_back(plan.sigmas.back() * static_cast<double>(FlowMatchSchedule::kSteps));
     }
-    const std::vector<int64_t> last(static_cast<size_t>(frames / plan.chunk_frames),
-                                    static_cast<int64_t>(plan.sigmas.size()) - 1);
-    const at::Tensor x = roll_out(context_, averaged_, plan, noise, embeddings, last, false);
-    return clip_sheet(autoencoder_.decode(context_, x), 8);
+    return roll_out_whole(context_, averaged_, plan, noise, text_.run(context_, tokens));
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    const std::filesystem::path path = out / context_.recipe.generator.checkpoint.files[0];
-    UF_TRY(save_parameters(path, generator_.parameters->names(), trained_.best(), DType::kBF16,
-                           {{"format", "pt"}, {"source", "ultraflash train, causal"}}));
+    UF_ASSIGN(
+        const std::filesystem::path path,
+        publish_set(context_, trained_, context_.recipe.generator.checkpoint, DType::kBF16, out));
     return std::vector{path};
   }
 
@@ -146,7 +127,7 @@ class CausalObjective final : public Objective {
   TextNetwork text_;
   GeneratorNetwork generator_, averaged_;
   TrainedSet trained_;
-  std::unique_ptr<TrainingClips> clips_, unseen_;
+  std::unique_ptr<TrainingClips> clips_;
   std::unique_ptr<CaptionTokenizer> tokenizer_;
   std::unique_ptr<LatentBank> bank_;
 };

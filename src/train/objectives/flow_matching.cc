@@ -13,7 +13,7 @@ namespace ultraflash {
 namespace {
 
 constexpr int64_t kSigmaPurpose = 1;
-constexpr int64_t kSheetPurpose = 2;
+constexpr int64_t kUnseenPurpose = 2;
 
 class FlowMatchingObjective final : public Objective {
  public:
@@ -84,7 +84,7 @@ class FlowMatchingObjective final : public Objective {
     }
     const TextKv text =
         averaged_generator_.text(context_, averaged_text_.run(context_, unseen_tokens(count)));
-    context_.seed_step(0, kSheetPurpose);
+    context_.seed_step(0, kUnseenPurpose);
     const at::Tensor noise = at::randn_like(unseen_latents_);
     Measures measures;
     double sum = 0.0;
@@ -101,39 +101,27 @@ class FlowMatchingObjective final : public Objective {
     return measures;
   }
 
-  std::optional<RgbImage> sheet() override {
+  [[nodiscard]] bool samples() const override { return true; }
+  void begin_sampling() override { use_average(); }
+
+  at::Tensor sample(const at::Tensor& noise, const TokenBatch& tokens) override {
     const FlowConfig& flow = context_.config.flow;
-    if (flow.sample_clips == 0) return std::nullopt;
-    const at::NoGradGuard no_grad;
-    use_average();
-    const int64_t count = flow.sample_clips;
-    const TextKv text =
-        averaged_generator_.text(context_, averaged_text_.run(context_, unseen_tokens(count)));
-    const std::vector<const TokenRow*> none(static_cast<size_t>(count), &tokenizer_->empty());
+    const std::vector<const TokenRow*> none(static_cast<size_t>(noise.size(0)),
+                                            &tokenizer_->empty());
+    const TextKv text = averaged_generator_.text(context_, averaged_text_.run(context_, tokens));
     const TextKv empty = averaged_generator_.text(
         context_, averaged_text_.run(context_, CaptionTokenizer::batch(none)));
-    context_.seed_step(0, kSheetPurpose);
-    const GeneratorSpec& spec = context_.recipe.generator;
-    const at::Tensor noise = at::randn({count, context_.config.bank.latent_frames,
-                                        spec.latent_height, spec.latent_width, spec.network.in_dim},
-                                       context_.f32());
-    const at::Tensor x = sample_bidirectional(context_, averaged_generator_, noise, text, empty,
-                                              flow.sample_steps, flow.sample_shift, flow.guidance);
-    for (int64_t i = 0; i < count; ++i) {
-      context_.log.info(fmt::format("sheet row {}: {}", i + 1, unseen_->caption(i, 0, true)));
-    }
-    return clip_sheet(autoencoder_.decode(context_, x), 8);
+    return sample_bidirectional(context_, averaged_generator_, noise, text, empty,
+                                flow.sample_steps, flow.sample_shift, flow.guidance);
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    const std::map<std::string, std::string> metadata = {
-        {"format", "pt"}, {"source", "ultraflash train, flow_matching"}};
-    const std::filesystem::path text = out / context_.recipe.text.checkpoint.files[0];
-    const std::filesystem::path generator = out / context_.recipe.generator.checkpoint.files[0];
-    UF_TRY(save_parameters(text, text_.parameters->names(), trained_text_.best(), DType::kBF16,
-                           metadata));
-    UF_TRY(save_parameters(generator, generator_.parameters->names(), trained_generator_.best(),
-                           DType::kBF16, metadata));
+    UF_ASSIGN(
+        const std::filesystem::path text,
+        publish_set(context_, trained_text_, context_.recipe.text.checkpoint, DType::kBF16, out));
+    UF_ASSIGN(const std::filesystem::path generator,
+              publish_set(context_, trained_generator_, context_.recipe.generator.checkpoint,
+                          DType::kBF16, out));
     return std::vector{text, generator};
   }
 
@@ -161,9 +149,7 @@ class FlowMatchingObjective final : public Objective {
     for (int64_t i = 0; i < count; ++i) {
       rows.push_back(tokenizer_->encode(unseen_->caption(i, 0, /*full=*/true)));
     }
-    std::vector<const TokenRow*> pointers;
-    for (const TokenRow& row : rows) pointers.push_back(&row);
-    return CaptionTokenizer::batch(pointers);
+    return CaptionTokenizer::batch(rows);
   }
 
   TrainContext& context_;

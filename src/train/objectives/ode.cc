@@ -12,7 +12,7 @@
 namespace ultraflash {
 namespace {
 
-enum : int64_t { kIndexDraw = 1, kPairDraw = 2, kTrajectoryNoise = 3, kOdeSheetDraw = 4 };
+enum : int64_t { kIndexDraw = 1, kPairDraw = 2, kTrajectoryNoise = 3 };
 
 class OdeObjective final : public Objective {
  public:
@@ -41,7 +41,6 @@ class OdeObjective final : public Objective {
       }
       keep_.push_back(place / 1000);
     }
-    UF_ASSIGN(autoencoder_, FrozenAutoencoder::open(context_));
     UF_ASSIGN(text_, TextNetwork::open(context_, config.init.text_encoder, false));
     UF_ASSIGN(teacher_, GeneratorNetwork::open(context_, config.init.real_score, false));
     UF_ASSIGN(generator_, GeneratorNetwork::open(context_, config.init.generator, true));
@@ -50,7 +49,6 @@ class OdeObjective final : public Objective {
     trained_.parameters = generator_.parameters;
     trained_.begin(config.optimizer, &config.ema);
     UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
-    UF_ASSIGN(unseen_, TrainingClips::open(context_, /*unseen=*/true));
     UF_ASSIGN(CaptionTokenizer tokenizer, CaptionTokenizer::open(context_));
     tokenizer_ = std::make_unique<CaptionTokenizer>(std::move(tokenizer));
     return {};
@@ -113,32 +111,17 @@ class OdeObjective final : public Objective {
     meter.add("gradient_norm", trained_.update(lr_factor));
   }
 
-  std::optional<RgbImage> sheet() override {
-    const int64_t count = context_.config.flow.sample_clips;
-    if (count == 0) return std::nullopt;
-    const at::NoGradGuard no_grad;
-    averaged_.parameters->assign(trained_.best());
-    std::vector<TokenRow> rows;
-    std::vector<const TokenRow*> pointers;
-    for (int64_t i = 0; i < count; ++i) {
-      rows.push_back(tokenizer_->encode(unseen_->caption(i, 0, /*full=*/true)));
-      context_.log.info(fmt::format("sheet row {}: {}", i + 1, unseen_->caption(i, 0, true)));
-    }
-    for (const TokenRow& row : rows) pointers.push_back(&row);
-    const Tensor embeddings = text_.run(context_, CaptionTokenizer::batch(pointers));
-    context_.seed_step(0, kOdeSheetDraw);
-    const std::vector<int64_t> last(
-        static_cast<size_t>(context_.config.bank.latent_frames / plan_.chunk_frames),
-        static_cast<int64_t>(plan_.sigmas.size()) - 1);
-    const at::Tensor x =
-        roll_out(context_, averaged_, plan_, noise_of(count), embeddings, last, false);
-    return clip_sheet(autoencoder_.decode(context_, x), 8);
+  [[nodiscard]] bool samples() const override { return true; }
+  void begin_sampling() override { averaged_.parameters->assign(trained_.best()); }
+
+  at::Tensor sample(const at::Tensor& noise, const TokenBatch& tokens) override {
+    return roll_out_whole(context_, averaged_, plan_, noise, text_.run(context_, tokens));
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    const std::filesystem::path path = out / context_.recipe.generator.checkpoint.files[0];
-    UF_TRY(save_parameters(path, generator_.parameters->names(), trained_.best(), DType::kBF16,
-                           {{"format", "pt"}, {"source", "ultraflash train, ode"}}));
+    UF_ASSIGN(
+        const std::filesystem::path path,
+        publish_set(context_, trained_, context_.recipe.generator.checkpoint, DType::kBF16, out));
     return std::vector{path};
   }
 
@@ -158,15 +141,13 @@ class OdeObjective final : public Objective {
     const OdeConfig& c = context_.config.ode;
     const at::NoGradGuard no_grad;
     const int64_t place = next_group_ % groups() * c.make_batch;
-    const int64_t first_clip =
-        (next_group_ * context_.ranks() + context_.rank()) * c.make_batch;
+    const int64_t first_clip = (next_group_ * context_.ranks() + context_.rank()) * c.make_batch;
     captions_.resize(static_cast<size_t>(c.pairs));
     StepRandom random(context_, next_group_, kPairDraw);
     std::vector<const TokenRow*> rows;
     for (int64_t i = 0; i < c.make_batch; ++i) {
       TokenRow& row = captions_[static_cast<size_t>(place + i)];
-      row = tokenizer_->encode(
-          clips_->caption(first_clip + i, random.below(16), /*full=*/false));
+      row = tokenizer_->encode(clips_->caption(first_clip + i, random.below(16), /*full=*/false));
       rows.push_back(&row);
     }
     const std::vector<const TokenRow*> none(rows.size(), &tokenizer_->empty());
@@ -192,11 +173,10 @@ class OdeObjective final : public Objective {
   TrainContext& context_;
   RolloutPlan plan_;
   std::vector<int64_t> keep_;  // teacher steps whose states are kept
-  FrozenAutoencoder autoencoder_;
   TextNetwork text_;
   GeneratorNetwork teacher_, generator_, averaged_;
   TrainedSet trained_;
-  std::unique_ptr<TrainingClips> clips_, unseen_;
+  std::unique_ptr<TrainingClips> clips_;
   std::unique_ptr<CaptionTokenizer> tokenizer_;
   int64_t first_step_ = 0;
   int64_t next_group_ = 0;

@@ -90,6 +90,12 @@ class SelfForcingObjective final : public Objective {
     return clip_sheet(autoencoder_.decode(context_, x), 8);
   }
 
+  [[nodiscard]] bool samples() const override { return true; }
+  void begin_sampling() override { averaged_.parameters->assign(trained_generator_.best()); }
+  at::Tensor sample(const at::Tensor& noise, const TokenBatch& tokens) override {
+    return roll_out_whole(context_, averaged_, plan_, noise, text_.run(context_, tokens));
+  }
+
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
     const std::filesystem::path path = out / context_.recipe.generator.checkpoint.files[0];
     UF_TRY(save_parameters(path, generator_.parameters->names(), trained_generator_.best(),
