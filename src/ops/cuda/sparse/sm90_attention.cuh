@@ -46,6 +46,14 @@ struct AttentionParams {
   int window_frames, window_height, window_width;
 };
 
+/// What the producer tells the consumers of a tile.
+struct TileInfo {
+  int count;        // blocks of its list; negative: no more tiles
+  int column;       // first of its head in a row of the output
+  int frame, y, x;  // of its first token
+  int first_frame;  // frames of the samples before its own
+};
+
 template <int HEAD_DIM>
 struct AttentionLayout {
   static constexpr int kBoxes = HEAD_DIM / 64;
@@ -56,10 +64,11 @@ struct AttentionLayout {
   static constexpr uint32_t kK = kTileBytes;
   static constexpr uint32_t kV = kK + kStages * kTileBytes;
   static constexpr uint32_t kBarriers = kV + kStages * kTileBytes;
-  // full and empty of Q, K and V, then the tile number and the length of its list.
+  // full and empty of Q, K and V, then two tiles: the consumers may write out one while the
+  // producer announces the next.
   static constexpr uint32_t kBarrierCount = 2 + 4 * kStages;
   static constexpr uint32_t kTileInfo = kBarriers + 8 * kBarrierCount;
-  static constexpr uint32_t kBytes = kTileInfo + 8;
+  static constexpr uint32_t kBytes = kTileInfo + 2 * sizeof(TileInfo);
   static constexpr uint32_t kAlign = 1024;  // of the swizzle
 
   static constexpr uint32_t q_full() { return kBarriers; }
@@ -88,7 +97,7 @@ struct RingPlace {
 template <int HEAD_DIM>
 __device__ __forceinline__ void produce(const AttentionParams& p, const CUtensorMap* q_map,
                                         const CUtensorMap* k_map, const CUtensorMap* v_map,
-                                        uint32_t base, int32_t* tile_info) {
+                                        uint32_t base, TileInfo* tile_info) {
   using L = AttentionLayout<HEAD_DIM>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto first_slot = static_cast<int>(*p.first_slot);
@@ -111,8 +120,13 @@ __device__ __forceinline__ void produce(const AttentionParams& p, const CUtensor
     const auto announce = [&](bool load) {  // lane 0: the tile and its queries
       barrier_wait(base + L::q_empty(), q_parity ^ 1);
       q_parity ^= 1;
-      tile_info[0] = tile;
-      tile_info[1] = count;
+      const int space = block % p.spatial_blocks;
+      tile_info[q_parity] = {more ? count : -1,
+                             head * HEAD_DIM,
+                             block / p.spatial_blocks * p.window_frames,
+                             space / p.block_columns * p.window_height,
+                             space % p.block_columns * p.window_width,
+                             sample * p.frames};
       if (load) {
         barrier_arrive_expect(base + L::q_full(), L::kTileBytes);
         copy_box(base + L::kQ, q_map, 0, (sample * p.query_blocks + block) * kBlock, z,
@@ -123,6 +137,7 @@ __device__ __forceinline__ void produce(const AttentionParams& p, const CUtensor
     };
     if (count == 0 && lane == 0) announce(/*load=*/false);
     const int32_t* list = p.indices + static_cast<int64_t>(more ? tile : 0) * p.key_blocks;
+#pragma unroll 1
     for (int start = 0; start < count; start += 32) {
       int row = 0;
       if (start + lane < count) {
@@ -135,6 +150,7 @@ __device__ __forceinline__ void produce(const AttentionParams& p, const CUtensor
               kBlock;
       }
       const int length = min(32, count - start);
+#pragma unroll 1
       for (int i = 0; i < length; ++i) {
         const int y = __shfl_sync(0xFFFFFFFFU, row, i);
         if (lane == 0) {
@@ -295,31 +311,28 @@ __device__ __forceinline__ void issue_output(float (&o)[HEAD_DIM / 2], uint32_t 
   }
 }
 
+/// Where in a window block a row stands.
+struct WindowPlace {
+  int frame, y, x;
+};
+
 /// Writes a thread's two rows to their tokens, unless they are padding. The four lanes of a row
 /// exchange values so that each stores 16 bytes at a time.
 template <int HEAD_DIM>
-__device__ __forceinline__ void store_rows(const AttentionParams& p, int tile,
+__device__ __forceinline__ void store_rows(const AttentionParams& p, const TileInfo& tile,
+                                           const WindowPlace (&places)[2],
                                            const float (&o)[HEAD_DIM / 2],
-                                           const float (&inverse)[2], int first_row) {
-  const int block = tile % p.query_blocks;
-  const int batch_head = tile / p.query_blocks;
-  const int head = batch_head % p.heads;
-  const int sample = batch_head / p.heads;
-  const int temporal = block / p.spatial_blocks;
-  const int space = block % p.spatial_blocks;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int quarter = lane % 4;
-  const int in_frame = p.window_height * p.window_width;
+                                           const float (&inverse)[2]) {
+  const int quarter = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int row = first_row + lane / 4 + 8 * r;
-    const int frame = temporal * p.window_frames + row / in_frame;
-    const int y = space / p.block_columns * p.window_height + row % in_frame / p.window_width;
-    const int x = space % p.block_columns * p.window_width + row % p.window_width;
+    const int frame = tile.frame + places[r].frame;
+    const int y = tile.y + places[r].y;
+    const int x = tile.x + places[r].x;
     const bool real = frame < p.frames && y < p.height && x < p.width;
     const int64_t token =
-        ((static_cast<int64_t>(sample) * p.frames + frame) * p.height + y) * p.width + x;
-    __nv_bfloat16* out = p.out + token * p.dim + head * HEAD_DIM;
+        (static_cast<int64_t>(tile.first_frame + frame) * p.height + y) * p.width + x;
+    __nv_bfloat16* out = p.out + token * p.dim + tile.column;
 #pragma unroll
     for (int group = 0; group < HEAD_DIM / 32; ++group) {
       uint32_t w[4];  // columns 32 * group + 8 * i + 2 * quarter + {0, 1}
@@ -354,13 +367,19 @@ __device__ __forceinline__ void store_rows(const AttentionParams& p, int tile,
 
 template <int HEAD_DIM>
 __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
-                                        const int32_t* tile_info) {
+                                        const TileInfo* tile_info) {
   using L = AttentionLayout<HEAD_DIM>;
   const int consumer = static_cast<int>(threadIdx.x) / 128 - 1;
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const bool signals = threadIdx.x % 32 == 0;
   const uint32_t q = base + L::kQ + consumer * 64 * 128;
-  const int first_row = consumer * 64 + warp * 16;
+  WindowPlace places[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = consumer * 64 + warp * 16 + static_cast<int>(threadIdx.x) % 32 / 4 + 8 * r;
+    places[r] = {row / (p.window_height * p.window_width), row / p.window_width % p.window_height,
+                 row % p.window_width};
+  }
   // Named barriers 1 and 2: "consumer i may use the tensor cores"; its partner arrives, it waits.
   const uint32_t mine = 1 + consumer;
   const uint32_t partner = 2 - consumer;
@@ -376,9 +395,9 @@ __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
   while (true) {
     barrier_wait(base + L::q_full(), q_parity);
     q_parity ^= 1;
-    const int tile = tile_info[0];
-    const int count = tile_info[1];
-    if (tile < 0) break;
+    const TileInfo& tile = tile_info[q_parity];
+    const int count = tile.count;
+    if (count < 0) break;
 #pragma unroll
     for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = 0.0F;
     float inverse[2] = {0.0F, 0.0F};
@@ -437,7 +456,7 @@ __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
       if (signals) barrier_arrive(base + L::v_empty(v_ring.stage));
       v_ring.advance();
     }
-    store_rows<HEAD_DIM>(p, tile, o, inverse, first_row);
+    store_rows<HEAD_DIM>(p, tile, places, o, inverse);
   }
   // Pairs with the partner's last arrival, so that no barrier is left half full.
   if (consumer == 0) named_sync(mine, 256);
@@ -456,7 +475,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ uint8_t shared[];
   const uint32_t base = (shared_address(shared) + L::kAlign - 1) & ~(L::kAlign - 1);
   auto* tile_info =
-      reinterpret_cast<int32_t*>(shared + (base - shared_address(shared)) + L::kTileInfo);
+      reinterpret_cast<TileInfo*>(shared + (base - shared_address(shared)) + L::kTileInfo);
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&q_map);
     prefetch_tensor_map(&k_map);
