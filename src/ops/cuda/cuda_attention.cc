@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "ops/cuda/cuda_error.h"
 #include "ops/cuda/cuda_impl.h"
+#include "ops/cuda/dense_sm90.h"
 
 namespace ultraflash::cuda {
 namespace {
@@ -92,6 +93,11 @@ Tensor CudaExecutor::do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, co
 }
 
 void CudaExecutor::run_attention(const kernels::AttentionArgs& args) {
+  if (hopper_ && sm90::dense_supports(args) &&
+      sm90::dense_workspace_bytes(multiprocessors_) <= workspace_.size_bytes()) {
+    UF_CUDA_TRY(sm90::dense_attention(args, multiprocessors_, workspace_.mutable_raw(), stream_));
+    return;
+  }
   const bool takes = cudnn_ != nullptr && args.dtype == DType::kBF16 && args.bias == nullptr &&
                      args.key_lengths == nullptr && args.keys > 0 && args.head_dim % 8 == 0 &&
                      args.head_dim >= 16 && args.head_dim <= 256 && args.k_batch != 0 &&

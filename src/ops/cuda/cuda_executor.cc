@@ -56,6 +56,10 @@ CudaExecutor::CudaExecutor(const CudaOptions& options, std::unique_ptr<Blas> bla
       name_(std::move(name)),
       blas_(std::move(blas)),
       cudnn_(std::move(cudnn)) {
+  int major = 0;
+  UF_CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
+  UF_CUDA_TRY(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device_));
+  hopper_ = major == 9 && !plain_;
   UF_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   uploader_ = std::make_unique<Uploader>(stream_);
   Arena::Options arena;

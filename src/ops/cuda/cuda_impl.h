@@ -147,6 +147,8 @@ class CudaExecutor final : public Executor {
 
   int device_;
   bool plain_;  // own plain kernels alone
+  bool hopper_ = false;
+  int multiprocessors_ = 0;
   std::string name_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Blas> blas_;

@@ -1,0 +1,210 @@
+// Dense attention: the Hopper kernel against the plain one on the same bf16 numbers, guard zones
+// around its result, the same bits twice; with --bench also its speed beside cuDNN's at the shapes
+// of the cascade. Exit status 77 without a Hopper GPU.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ops/cuda/cudnn.h"
+#include "ops/cuda/dense_sm90.h"
+#include "ops/cuda/kernels.h"
+
+namespace ultraflash::cuda {
+namespace {
+
+constexpr size_t kGuard = 4096;
+int failures = 0;
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::printf("FAIL %s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+struct Buffer {
+  uint8_t* whole = nullptr;
+  size_t size;
+  explicit Buffer(size_t bytes) : size(bytes) {
+    check(cudaMalloc(&whole, size + 2 * kGuard), "cudaMalloc");
+    check(cudaMemset(whole, 0xa5, size + 2 * kGuard), "cudaMemset");
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { cudaFree(whole); }
+  [[nodiscard]] void* data() const { return whole + kGuard; }
+  [[nodiscard]] bool guards_intact() const {
+    std::vector<uint8_t> bytes(2 * kGuard);
+    check(cudaMemcpy(bytes.data(), whole, kGuard, cudaMemcpyDeviceToHost), "guards");
+    check(cudaMemcpy(bytes.data() + kGuard, whole + kGuard + size, kGuard, cudaMemcpyDeviceToHost),
+          "guards");
+    return std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0xa5; });
+  }
+  [[nodiscard]] std::vector<__nv_bfloat16> values() const {
+    std::vector<__nv_bfloat16> result(size / 2);
+    check(cudaMemcpy(result.data(), data(), size, cudaMemcpyDeviceToHost), "copy");
+    return result;
+  }
+};
+
+struct Case {
+  int64_t queries, keys;
+  int heads;
+  int64_t extra;  // elements between rows beside heads * 128
+  float spread;   // of the queries: large values make sharp softmaxes
+};
+
+struct Inputs {
+  Buffer q, k, v, out;
+  kernels::AttentionArgs args;
+  explicit Inputs(const Case& c)
+      : q(static_cast<size_t>(c.queries * (c.heads * 128 + c.extra) * 2)),
+        k(static_cast<size_t>(c.keys * (c.heads * 128 + c.extra) * 2)),
+        v(static_cast<size_t>(c.keys * (c.heads * 128 + c.extra) * 2)),
+        out(static_cast<size_t>(c.queries * c.heads * 128 * 2)) {
+    uint64_t stream = 1;
+    for (const Buffer* b : {&q, &k, &v}) {
+      kernels::normal({static_cast<uint64_t>(c.keys), stream++}, DType::kBF16, b->data(),
+                      static_cast<int64_t>(b->size / 2), nullptr);
+    }
+    kernels::axpby(DType::kBF16, c.spread, q.data(), 0.0F, q.data(), q.data(),
+                   static_cast<int64_t>(q.size / 2), nullptr);
+    const int64_t row = c.heads * 128 + c.extra;
+    args.dtype = DType::kBF16;
+    args.q = q.data();
+    args.k = k.data();
+    args.v = v.data();
+    args.out = out.data();
+    args.batch = 1;
+    args.queries = c.queries;
+    args.keys = c.keys;
+    args.heads = c.heads;
+    args.head_dim = 128;
+    args.scale = 1.0F / std::sqrt(128.0F);
+    args.q_row = args.k_row = args.v_row = row;
+    args.q_batch = c.queries * row;
+    args.k_batch = args.v_batch = c.keys * row;
+    args.out_row = c.heads * 128;
+    args.out_batch = c.queries * args.out_row;
+  }
+};
+
+int multiprocessors() {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0), "attribute");
+  return count;
+}
+
+void test(const Case& c) {
+  Inputs in(c);
+  const std::string name = "attention " + std::to_string(c.queries) + " x " +
+                           std::to_string(c.keys) + ", " + std::to_string(c.heads) + " heads";
+  const Buffer workspace(sm90::dense_workspace_bytes(multiprocessors()));
+  const auto run = [&] {
+    check(cudaMemset(in.out.data(), 0xff, in.out.size), "poison");
+    check(sm90::dense_attention(in.args, multiprocessors(), workspace.data(), nullptr),
+          "dense_attention");
+    check(cudaDeviceSynchronize(), "dense_attention");
+    return in.out.values();
+  };
+  const std::vector<__nv_bfloat16> got = run();
+  const std::vector<__nv_bfloat16> again = run();
+  const bool same = std::memcmp(got.data(), again.data(), 2 * got.size()) == 0;
+  const bool intact = in.out.guards_intact() && workspace.guards_intact();
+  kernels::attention(in.args, nullptr);
+  check(cudaDeviceSynchronize(), "plain attention");
+  const std::vector<__nv_bfloat16> expected = in.out.values();
+  double error = 0.0;
+  double norm = 0.0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double e = static_cast<double>(__bfloat162float(expected[i]));
+    const double d = static_cast<double>(__bfloat162float(got[i])) - e;
+    error += d * d;
+    norm += e * e;
+  }
+  // Both round their result; one also rounds the weights.
+  const double relative = std::sqrt(error / norm);
+  const bool good = relative < 4e-3 && same && intact;
+  std::printf("%s %s: relative difference %.2e%s%s\n", good ? "ok  " : "FAIL", name.c_str(),
+              relative, same ? "" : ", two runs differ", intact ? "" : ", guards overwritten");
+  if (!good) ++failures;
+}
+
+double milliseconds(const std::function<void()>& run) {
+  cudaEvent_t begin;
+  cudaEvent_t end;
+  check(cudaEventCreate(&begin), "event");
+  check(cudaEventCreate(&end), "event");
+  std::vector<float> times;
+  for (int i = 0; i < 13; ++i) {
+    check(cudaEventRecord(begin), "event");
+    run();
+    check(cudaEventRecord(end), "event");
+    check(cudaEventSynchronize(end), "event");
+    float time = 0.0F;
+    check(cudaEventElapsedTime(&time, begin, end), "event");
+    if (i >= 3) times.push_back(time);
+  }
+  std::sort(times.begin(), times.end());
+  return static_cast<double>(times[times.size() / 2]);
+}
+
+void bench(int64_t queries, int64_t keys) {
+  Inputs in({queries, keys, 12, 0, 1.0F});
+  const Buffer workspace(sm90::dense_workspace_bytes(multiprocessors()));
+  const double own = milliseconds([&] {
+    check(sm90::dense_attention(in.args, multiprocessors(), workspace.data(), nullptr), "own");
+  });
+  double library = 0.0;
+  std::string why;
+  const std::unique_ptr<Cudnn> cudnn = Cudnn::create(why);
+  if (cudnn != nullptr) {
+    const int64_t bytes = cudnn->plan_attention(in.args);
+    const Buffer scratch(static_cast<size_t>(std::max<int64_t>(bytes, 1)));
+    if (bytes >= 0) {
+      library =
+          milliseconds([&] { cudnn->attention(in.args, scratch.data(), /*stream=*/nullptr); });
+    }
+  }
+  const double tflop = 4.0 * static_cast<double>(queries * keys) * 12 * 128 / 1e12;
+  std::printf("%6ld x %6ld: own %.3f ms, %.0f TFLOP/s; cuDNN %.3f ms, %.0f TFLOP/s\n",
+              static_cast<long>(queries), static_cast<long>(keys), own, tflop / own * 1e3, library,
+              library > 0.0 ? tflop / library * 1e3 : 0.0);
+}
+
+int run(bool with_bench) {
+  int major = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) != cudaSuccess ||
+      major != 9) {
+    std::printf("SKIPPED: no Hopper GPU, so the dense attention of sm_90a was not run\n");
+    return 77;
+  }
+  for (const Case& c :
+       {Case{1, 1, 1, 0, 1.0F}, Case{128, 128, 1, 0, 1.0F}, Case{129, 127, 2, 0, 1.0F},
+        Case{64, 300, 3, 64, 4.0F}, Case{1000, 1000, 12, 0, 1.0F}, Case{777, 4680, 12, 0, 20.0F},
+        Case{4680, 512, 12, 0, 1.0F}, Case{4680, 4680, 12, 0, 1.0F}, Case{2340, 9360, 5, 8, 2.0F},
+        Case{8448, 257, 2, 0, 1.0F}}) {
+    test(c);
+  }
+  if (with_bench) {
+    for (const int64_t keys : {512, 4680, 14040, 32760}) bench(4680, keys);
+    bench(37440, 512);
+    bench(18720, 18720);
+  }
+  std::printf("%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace ultraflash::cuda
+
+int main(int argc, char** argv) {
+  return ultraflash::cuda::run(argc > 1 && std::strcmp(argv[1], "--bench") == 0);
+}

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Everything that a machine with a GPU can say about an already built program: device tests, goldens,
+# the benchmark tables, the sanitizers. Needs the driver, cuBLASLt and cuDNN, and nothing else.
+#
+#   tools/gpu_check.sh BIN REPORT_FOLDER [--quick]
+#
+# BIN is the folder of the programs (build/cuda-portable/bin), REPORT_FOLDER gets gpu_check.json,
+# gpu_check.md and the logs. --quick leaves out the sanitizers and the 2K benchmark. Where the CUDA
+# libraries are those of Python packages, their folders are found and put into LD_LIBRARY_PATH.
+# UF_GOLDEN_DIR may name a folder with more goldens. Exits with 1 when a check failed.
+set -uo pipefail
+
+if (($# < 2)); then
+  echo "usage: tools/gpu_check.sh BIN REPORT_FOLDER [--quick]" >&2
+  exit 2
+fi
+bin=$(cd "$1" && pwd)
+mkdir -p "$2"
+report=$(cd "$2" && pwd)
+quick=false
+[[ ${3:-} == --quick ]] && quick=true
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export UF_SOURCE_DIR=$root
+
+if ! ldconfig -p 2>/dev/null | grep -q 'libcublasLt\.so\.13' && command -v python3 >/dev/null; then
+  folders=$(python3 -c 'import glob, sysconfig
+print(":".join(glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib")))')
+  export LD_LIBRARY_PATH=$folders${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+fi
+
+rows=()
+failed=0
+# check NAME SECONDS COMMAND...: its output goes to a log of that name.
+check() {
+  local name=$1 limit=$2 begin=$SECONDS result=passed
+  shift 2
+  if ! timeout "$limit" "$@" >"$report/$name.log" 2>&1; then
+    result=failed
+    failed=$((failed + 1))
+  fi
+  rows+=("$name|$result|$((SECONDS - begin))")
+  printf '%-34s %s (%d s)\n' "$name" "$result" $((SECONDS - begin))
+}
+
+device=$("$bin/ultraflash" doctor 2>/dev/null | sed -n 's/^ *yes cuda:0: //p')
+if [[ -z $device ]]; then
+  "$bin/ultraflash" doctor >&2
+  echo "gpu_check: there is no usable GPU, so nothing was checked" >&2
+  exit 1
+fi
+echo "$device"
+
+check ops 600 "$bin/test_ops" '--gtest_filter=*cuda*' --gtest_brief=1
+if [[ -x $bin/test_block_sparse ]]; then
+  check block_sparse 600 "$bin/test_block_sparse"
+fi
+goldens=("$root"/tests/golden/*.safetensors)
+if [[ -n ${UF_GOLDEN_DIR:-} ]]; then goldens+=("$UF_GOLDEN_DIR"/*.safetensors); fi
+check goldens_f32 600 "$bin/ultraflash" verify --device cuda --tolerance 1e-3 "${goldens[@]}"
+check goldens_bf16 600 "$bin/ultraflash" verify --device cuda --dtype bf16 --tolerance 3e-2 \
+  --inject-masks "${goldens[@]}"
+check goldens_bf16_own_masks 600 "$bin/ultraflash" verify --device cuda --dtype bf16 \
+  --tolerance 3e-2 "$root/tests/golden/sparse_sr_dit_small.safetensors"
+
+bench() {
+  local name=$1
+  shift
+  check "bench_$name" 900 "$bin/ultraflash" bench --device cuda --no-encode \
+    --json-file "$report/bench_$name.json" "$@"
+}
+clips=10
+$quick && clips=3
+bench 1k_bf16 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips $clips
+if ! $quick; then
+  bench 2k_bf16 --recipe ultra-flash-2k --random-weights --dtype bf16 --clips $clips
+  if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+      check "$tool" 1800 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+        "$bin/test_ops" '--gtest_filter=*cuda_f32*:*cuda_bf16*' --gtest_brief=1
+    done
+  fi
+fi
+
+{
+  printf '# GPU check\n\n%s\n\n| check | result | seconds |\n|---|---|---|\n' "$device"
+  for row in "${rows[@]}"; do
+    IFS='|' read -r name result seconds <<<"$row"
+    printf '| %s | %s | %s |\n' "$name" "$result" "$seconds"
+  done
+  for log in "$report"/bench_*.log; do
+    [[ -e $log ]] && printf '\n```\n%s\n```\n' "$(cat "$log")"
+  done
+} >"$report/gpu_check.md"
+{
+  printf '{"device": "%s", "failed": %d, "checks": [' "$device" "$failed"
+  separator=
+  for row in "${rows[@]}"; do
+    IFS='|' read -r name result seconds <<<"$row"
+    printf '%s{"name": "%s", "result": "%s", "seconds": %s}' "$separator" "$name" "$result" \
+      "$seconds"
+    separator=', '
+  done
+  printf ']}\n'
+} >"$report/gpu_check.json"
+echo "report: $report/gpu_check.md"
+((failed == 0))
