@@ -143,8 +143,8 @@ TEST_F(FileClips, RefusesWhatCannotBe) {
 TEST_F(FileClips, PassesOverWhatCannotBeUsed) {
   fill(5);
   const fs::path in = folder_ / "in";
-  write_video(in / "short.y4m", 9, 40, 32, 3);
-  write_text(in / "short.txt", "short");
+  write_video(in / "stub.y4m", 9, 40, 32, 3);
+  write_text(in / "stub.txt", "stub");
   write_text(in / "noise.y4m", "YUV4MPEG2 nothing of the kind");
   write_text(in / "noise.txt", "noise");
   write_video(in / "halved.y4m", 9, 40, 32, 6);
@@ -176,7 +176,7 @@ TEST_F(FileClips, PassesOverWhatCannotBeUsed) {
   }
   EXPECT_EQ(captions.size(), 5U);
   ASSERT_EQ(lines.size(), 5U);
-  for (const char* name : {"short", "noise", "halved", "mute", "latin"}) {
+  for (const char* name : {"stub", "noise", "halved", "mute", "latin"}) {
     EXPECT_EQ(std::count_if(
                   lines.begin(), lines.end(),
                   [&](const std::string& line) { return line.find(name) != std::string::npos; }),

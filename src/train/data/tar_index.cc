@@ -3,6 +3,7 @@
 #include <array>
 #include <cstring>
 #include <fstream>
+#include <istream>
 #include <optional>
 #include <string_view>
 
@@ -75,6 +76,10 @@ std::string pax_path(std::string_view records) {
 Result<std::vector<TarMember>> read_tar_index(const std::string& path) {
   std::ifstream stream(path, std::ios::binary);
   if (!stream) return make_status(StatusCode::kNotFound, "{}: cannot be opened", path);
+  return read_tar_index(stream, path);
+}
+
+Result<std::vector<TarMember>> read_tar_index(std::istream& stream, const std::string& path) {
   stream.seekg(0, std::ios::end);
   const auto file_size = static_cast<int64_t>(stream.tellg());
   std::vector<TarMember> members;

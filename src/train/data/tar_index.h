@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iosfwd>
 #include <string>
 #include <vector>
 
@@ -19,5 +20,7 @@ struct TarMember {
 /// members are passed over. kNotFound, kIo, kMalformed (checksums, numbers, an end in the middle),
 /// kUnsupported past ten million members.
 Result<std::vector<TarMember>> read_tar_index(const std::string& path);
+/// Of an archive that is read from `stream`, which can seek; `name` begins messages.
+Result<std::vector<TarMember>> read_tar_index(std::istream& stream, const std::string& name);
 
 }  // namespace ultraflash
