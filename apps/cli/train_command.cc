@@ -27,6 +27,9 @@ struct TrainSettings {
   int64_t check_parallel = 0;
   bool resume = false;
   bool show = false;
+  bool random_weights = false;
+  bool trial = false;
+  std::string write_embeddings;
   int64_t steps = -1;
   double minutes = -1.0;
   double pause_after = 0.0;
@@ -75,6 +78,9 @@ int run_train(const TrainSettings& settings) {
   options.minutes = settings.minutes;
   options.pause_after = settings.pause_after;
   options.set = settings.set;
+  options.random_weights = settings.random_weights;
+  options.trial = settings.trial;
+  options.write_embeddings = settings.write_embeddings;
   options.log = stderr_logger();
   if (settings.show) {
     const Result<std::string> text = describe_training(options);
@@ -135,6 +141,14 @@ void add_train(CLI::App& app, Command& chosen) {
                       "Minutes after which this command writes a checkpoint and ends; go on with "
                       "--resume");
   command->add_option("--set", settings->set, "Another value of one field: optimizer.lr=1e-3");
+  command->add_flag("--random-weights", settings->random_weights,
+                    "Read nothing: random networks and text embeddings, noise for clips");
+  command->add_flag(
+      "--trial", settings->trial,
+      "Write the log alone, no checkpoint, weights or pictures: for speed and memory");
+  command->add_option("--write-embeddings", settings->write_embeddings,
+                      "Write the text embeddings of all captions to this file, for "
+                      "init.text_embeddings, and stop");
   command->add_flag("--show", settings->show, "Print the config as it would run, and stop");
   command->callback([settings, &chosen] { chosen = [settings] { return run_train(*settings); }; });
 }

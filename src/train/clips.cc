@@ -23,9 +23,11 @@ class WorldClips final : public TrainingClips {
         split_(unseen ? world::Split::kHeldOut : world::Split::kTraining) {}
 
   void render(int64_t index, const ClipWindow& w, uint8_t* out) const override {
-    const world::Scene scene = world::sample_scene(seed_, static_cast<uint64_t>(index), split_);
-    world::render(scene, {w.scale, w.first_frame, w.frames, w.x, w.y, w.width, w.height},
+    world::render(*scene(index), {w.scale, w.first_frame, w.frames, w.x, w.y, w.width, w.height},
                   std::span(out, static_cast<size_t>(w.bytes())));
+  }
+  [[nodiscard]] std::optional<world::Scene> scene(int64_t index) const override {
+    return world::sample_scene(seed_, static_cast<uint64_t>(index), split_);
   }
   [[nodiscard]] std::string caption(int64_t index, int64_t variant, bool full) const override {
     const auto number = static_cast<uint64_t>(index);
@@ -37,6 +39,31 @@ class WorldClips final : public TrainingClips {
  private:
   uint64_t seed_;
   world::Split split_;
+};
+
+// Noise, with captions of the pocket world.
+class RandomLatents final : public TrainingClips {
+ public:
+  RandomLatents(const TrainContext& context, bool unseen)
+      : context_(context), captions_(context.config.data.seed, unseen) {}
+
+  void render(int64_t /*index*/, const ClipWindow& /*window*/, uint8_t* /*out*/) const override {
+    throw_error(StatusCode::kInvalidArgument, "data.source random has latents and no pictures");
+  }
+  [[nodiscard]] bool encoded() const override { return true; }
+  void latents(int64_t index, int64_t frames, float* out) const override {
+    const GeneratorSpec& spec = context_.recipe.generator;
+    const int64_t count = frames * spec.latent_height * spec.latent_width * spec.network.out_dim;
+    fill_normal({static_cast<uint64_t>(context_.config.data.seed), static_cast<uint64_t>(index)}, 0,
+                std::span(out, static_cast<size_t>(count)));
+  }
+  [[nodiscard]] std::string caption(int64_t index, int64_t variant, bool full) const override {
+    return captions_.caption(index, variant, full);
+  }
+
+ private:
+  const TrainContext& context_;
+  WorldClips captions_;
 };
 
 class FileClips final : public TrainingClips {
@@ -56,11 +83,13 @@ class FileClips final : public TrainingClips {
       }
     }
   }
+  [[nodiscard]] int64_t size() const override { return source_->size(); }
   [[nodiscard]] std::string caption(int64_t index, int64_t variant, bool /*full*/) const override {
     // Of the length that this run's clips have, so that caption and clip are of one video.
     const TrainConfig& config = context_.config;
     const bool pictures = config.stage == TrainStage::kAutoencoder;
-    const int64_t frames = pictures ? config.autoencoder.frames : 4 * config.bank.latent_frames;
+    const int64_t frames = pictures ? config.autoencoder.frames
+                                    : pictures_of(context_.recipe, config.bank.latent_frames);
     Result<std::string> caption = source_->caption(index, shape_of(frames, 1), variant);
     if (!caption.ok()) throw Error(caption.status());
     return *std::move(caption);
@@ -78,6 +107,16 @@ class FileClips final : public TrainingClips {
 
 }  // namespace
 
+void TrainingClips::latents(int64_t /*index*/, int64_t /*frames*/, float* /*out*/) const {
+  UF_CHECK(encoded(), "pictures have no latents");
+}
+
+int64_t pictures_of(const RecipeData& recipe, int64_t latent_frames) {
+  const CascadeSpec* base = recipe.cascade(1);
+  if (base == nullptr || base->decoder.kind == DecoderKind::kTiny) return 4 * latent_frames;
+  return 1 + (latent_frames - 1) * base->decoder.vae.frames_per_latent();
+}
+
 Result<std::unique_ptr<TrainingClips>> TrainingClips::open(const TrainContext& context,
                                                            bool unseen) {
   const DataConfig& config = context.config.data;
@@ -90,6 +129,9 @@ Result<std::unique_ptr<TrainingClips>> TrainingClips::open(const TrainContext& c
                          context.width(), context.height());
     }
     return std::unique_ptr<TrainingClips>(std::make_unique<WorldClips>(config.seed, unseen));
+  }
+  if (config.source == "random") {
+    return std::unique_ptr<TrainingClips>(std::make_unique<RandomLatents>(context, unseen));
   }
   FileClipOptions options;
   options.seed = static_cast<uint64_t>(config.seed);

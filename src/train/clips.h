@@ -3,12 +3,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "train/world/scene.h"
 #include "ultraflash/status.h"
 
 namespace ultraflash {
 
+struct RecipeData;
 struct TrainContext;
 
 /// A rectangle of the picture at `scale`, and a range of frames. The picture at scale s has s times
@@ -25,6 +28,9 @@ struct ClipWindow {
   [[nodiscard]] int64_t bytes() const { return frames * height * width * 3; }
 };
 
+/// Pictures that `latent_frames` latent frames of the recipe's autoencoder are made of.
+int64_t pictures_of(const RecipeData& recipe, int64_t latent_frames);
+
 /// Thread-safe; what an index gives never changes. Files that cannot be read any more are an Error.
 class TrainingClips {
  public:
@@ -36,6 +42,16 @@ class TrainingClips {
 
   /// u8 RGB [frames, height, width, 3] of clip `index`.
   virtual void render(int64_t index, const ClipWindow& window, uint8_t* out) const = 0;
+  /// What clip `index` shows, where that is a scene of the pocket world.
+  [[nodiscard]] virtual std::optional<world::Scene> scene(int64_t /*index*/) const {
+    return std::nullopt;
+  }
+  /// Clips before they repeat; -1: endless.
+  [[nodiscard]] virtual int64_t size() const { return -1; }
+  /// True where clips are latents already, and latents() takes the place of render().
+  [[nodiscard]] virtual bool encoded() const { return false; }
+  /// Fills f32 [frames, latent_height, latent_width, channels].
+  virtual void latents(int64_t index, int64_t frames, float* out) const;
   /// One of the ways to say what clip `index` shows; `full` leaves nothing out (captions of files
   /// are what they are).
   [[nodiscard]] virtual std::string caption(int64_t index, int64_t variant, bool full) const = 0;

@@ -115,7 +115,8 @@ Status TrainConfig::validate() const {
     return invalid("autoencoder.crops_per_clip must divide batch");
   }
   if (bank.clips < 1 || bank.latent_frames < 1 || bank.refresh < 0 || bank.encode_batch < 1 ||
-      bank.captions < 1 || bank.refresh > bank.clips) {
+      bank.captions < 1 || bank.full_captions < 0 || bank.full_captions > bank.captions ||
+      bank.refresh > bank.clips) {
     return invalid("bank: sizes are positive, and refresh is at most clips");
   }
   if (!(flow.shift > 0.0) || !(flow.sample_shift > 0.0) || flow.sample_steps < 1 ||
@@ -133,10 +134,18 @@ Status TrainConfig::validate() const {
   if (self_forcing.critic_per_generator < 1 ||
       !(self_forcing.min_sigma > 0.0 && self_forcing.min_sigma < self_forcing.max_sigma &&
         self_forcing.max_sigma <= 1.0) ||
-      self_forcing.window_frames < 0 || self_forcing.sink_frames < 0) {
+      self_forcing.window_frames < 0 || self_forcing.sink_frames < 0 ||
+      self_forcing.critic_first_steps < 0) {
     return invalid(
         "self_forcing: critic_per_generator is at least 1, 0 < min_sigma < max_sigma <= "
         "1");
+  }
+  if (!(self_forcing.gan_r1_weight >= 0.0) || !(self_forcing.gan_r2_weight >= 0.0) ||
+      !(self_forcing.gan_r1_sigma > 0.0) || !(self_forcing.gan_r2_sigma > 0.0) ||
+      !(self_forcing.gan_denoising_weight >= 0.0) ||
+      !(self_forcing.discriminator_lr_ratio >= 0.0)) {
+    return invalid(
+        "self_forcing: weights are not negative, and gan_r1_sigma and gan_r2_sigma positive");
   }
   return {};
 }

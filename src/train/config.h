@@ -71,11 +71,12 @@ struct EmaConfig {
 /// Where clips come from: the pocket world, or a folder (or tar shards) of video and captions (see
 /// data/clip_source.h), cut and resized to the recipe's size and brought to its frame rate.
 struct DataConfig {
-  std::string source = "pocket_world";  // or a path
+  /// Or a path; "random": latents that are noise, for trials of the stages that work on latents.
+  std::string source = "pocket_world";
   int64_t seed = 1;
   double hold_out = 0.02;  // share of the files that only evaluation and sheets see
-  int64_t workers = 0;   // threads that make batches; 0: all processors but one
-  int64_t prefetch = 0;  // batches ready or being made; 0: two a worker
+  int64_t workers = 0;     // threads that make batches; 0: all processors but one
+  int64_t prefetch = 0;    // batches ready or being made; 0: two a worker
 
   template <typename Visitor>
   void visit_fields(Visitor& visit) {
@@ -94,6 +95,9 @@ struct InitConfig {
   std::string generator;
   std::string real_score;  // self-forcing: frozen teacher, and the start of the fake score
   std::string tokenizer;   // spiece.model; empty: that of the shipped models
+  /// Embeddings of all captions, made ahead with `ultraflash train --write-embeddings`; "random"
+  /// for trials. The text encoder is then neither loaded nor trained.
+  std::string text_embeddings;
 
   template <typename Visitor>
   void visit_fields(Visitor& visit) {
@@ -102,6 +106,7 @@ struct InitConfig {
     visit("generator", generator);
     visit("real_score", real_score);
     visit("tokenizer", tokenizer);
+    visit("text_embeddings", text_embeddings);
   }
 };
 
@@ -146,6 +151,7 @@ struct BankConfig {
   int64_t refresh = 8;        // clips replaced per step; 0: the bank stays
   int64_t encode_batch = 32;  // clips of one call of the encoder
   int64_t captions = 4;       // captions drawn for each clip
+  int64_t full_captions = 0;  // so many of them name everything, as evaluation does
 
   template <typename Visitor>
   void visit_fields(Visitor& visit) {
@@ -154,6 +160,7 @@ struct BankConfig {
     visit("refresh", refresh);
     visit("encode_batch", encode_batch);
     visit("captions", captions);
+    visit("full_captions", full_captions);
   }
 };
 
@@ -223,9 +230,20 @@ struct SelfForcingConfig {
   double max_sigma = 0.98;
   bool same_exit_step = true;
   double context_noise = 0.0;
+  int64_t critic_first_steps = 0;  // at the start, without updates of the generator
   double sid_alpha = 1.0;
-  double gan_weight = 0.01;
-  int64_t window_frames = 0;  // of the KV cache; 0: all frames
+  // The GAN objective (wan-self-forcing 8.7). Real and generated clips are paired by caption, noise
+  // level and, in the critic's loss, noise.
+  double gan_weight = 0.01;         // of the generator's loss
+  double gan_critic_weight = 0.01;  // of the discriminator's loss
+  bool gan_relativistic = false;    // softplus of logit differences of pairs
+  double gan_r1_weight = 0.0;       // penalty on the logit's slope at real clips
+  double gan_r2_weight = 0.0;       // and at generated ones
+  double gan_r1_sigma = 0.01;       // deviation of the disturbance that measures the slope
+  double gan_r2_sigma = 0.01;
+  double gan_denoising_weight = 0.0;    // of the fake score's flow loss beside it
+  double discriminator_lr_ratio = 1.0;  // of the heads, to critic_optimizer.lr
+  int64_t window_frames = 0;            // of the KV cache; 0: all frames
   int64_t sink_frames = 0;
 
   template <typename Visitor>
@@ -238,8 +256,17 @@ struct SelfForcingConfig {
     visit("max_sigma", max_sigma);
     visit("same_exit_step", same_exit_step);
     visit("context_noise", context_noise);
+    visit("critic_first_steps", critic_first_steps);
     visit("sid_alpha", sid_alpha);
     visit("gan_weight", gan_weight);
+    visit("gan_critic_weight", gan_critic_weight);
+    visit("gan_relativistic", gan_relativistic);
+    visit("gan_r1_weight", gan_r1_weight);
+    visit("gan_r2_weight", gan_r2_weight);
+    visit("gan_r1_sigma", gan_r1_sigma);
+    visit("gan_r2_sigma", gan_r2_sigma);
+    visit("gan_denoising_weight", gan_denoising_weight);
+    visit("discriminator_lr_ratio", discriminator_lr_ratio);
     visit("window_frames", window_frames);
     visit("sink_frames", sink_frames);
   }

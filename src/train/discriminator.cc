@@ -8,7 +8,6 @@ namespace ultraflash {
 namespace {
 
 constexpr double kEps = 1e-6;
-constexpr int64_t kFfnGrowth = 4;
 
 at::Tensor rms_normed(const at::Tensor& x, const at::Tensor& weight) {
   return x * at::rsqrt(x.square().mean(-1, /*keepdim=*/true) + kEps) * weight;
@@ -27,6 +26,7 @@ Result<Discriminator> Discriminator::make(const TrainContext& context) {
   result.parameters_->bind_from(&random);
   Binder binder(*result.parameters_, "the discriminator");
   const int64_t d = c.dim;
+  const int64_t ffn = d * 16 / 3;  // 8192 at the published width
   const auto vector = [&](const std::string& name, const ParameterInit& init, int64_t size) {
     (void)binder.parameter(name, {size}, init);
   };
@@ -45,8 +45,8 @@ Result<Discriminator> Discriminator::make(const TrainContext& context) {
     vector(base + "cross_attn.norm_k.weight", ParameterInit::ones(), d);
     vector(base + "norm2.weight", ParameterInit::ones(), d);
     vector(base + "norm2.bias", ParameterInit::zeros(), d);
-    matrix(base + "ffn.0", kFfnGrowth * d, d);
-    matrix(base + "ffn.2", d, kFfnGrowth * d);
+    matrix(base + "ffn.0", ffn, d);
+    matrix(base + "ffn.2", d, ffn);
   }
   vector("_cls_pred_branch.0.weight", ParameterInit::ones(), kTaps * d);
   vector("_cls_pred_branch.0.bias", ParameterInit::zeros(), kTaps * d);
@@ -109,10 +109,17 @@ at::Tensor Discriminator::logits(const TrainContext& context, const GeneratorNet
       .squeeze(1);
 }
 
-at::Tensor discriminator_loss(const at::Tensor& real, const at::Tensor& fake) {
+at::Tensor discriminator_loss(const at::Tensor& real, const at::Tensor& fake, bool relativistic) {
+  if (relativistic) return at::softplus(fake - real).mean();
   return at::softplus(-real).mean() + at::softplus(fake).mean();
 }
 
-at::Tensor adversarial_loss(const at::Tensor& fake) { return at::softplus(-fake).mean(); }
+at::Tensor adversarial_loss(const at::Tensor& real, const at::Tensor& fake, bool relativistic) {
+  return at::softplus(relativistic ? real - fake : -fake).mean();
+}
+
+at::Tensor slope_penalty(const at::Tensor& logits, const at::Tensor& disturbed, double sigma) {
+  return ((disturbed - logits) / sigma).square().mean();
+}
 
 }  // namespace ultraflash

@@ -41,9 +41,13 @@ class Discriminator {
   int64_t heads_ = 0;
 };
 
-/// softplus(-real) + softplus(fake), means over the batch.
-at::Tensor discriminator_loss(const at::Tensor& real, const at::Tensor& fake);
-/// softplus(-fake).
-at::Tensor adversarial_loss(const at::Tensor& fake);
+/// Means over the batch of softplus(-real) + softplus(fake); `relativistic`: of
+/// softplus(-(real - fake)) of pairs.
+at::Tensor discriminator_loss(const at::Tensor& real, const at::Tensor& fake, bool relativistic);
+/// softplus(-fake); `relativistic`: softplus(-(fake - real)).
+at::Tensor adversarial_loss(const at::Tensor& real, const at::Tensor& fake, bool relativistic);
+/// How steep the discriminator is, from its logits at x and at x + sigma n, n standard normal: mean
+/// of ((disturbed - logits) / sigma)^2, whose expectation tends to the mean of |d logit / dx|^2.
+at::Tensor slope_penalty(const at::Tensor& logits, const at::Tensor& disturbed, double sigma);
 
 }  // namespace ultraflash

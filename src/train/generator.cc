@@ -10,6 +10,8 @@ namespace ultraflash {
 Result<TextNetwork> TextNetwork::open(const TrainContext& context, const std::string& init,
                                       bool trainable) {
   TextNetwork text;
+  UF_ASSIGN(text.prepared, TextEmbeddings::open(context));
+  if (text.prepared) return text;
   text.parameters = std::make_shared<ParameterSet>(context.device, trainable);
   UF_TRY(bind_network(context, *text.parameters, init, context.recipe.text.checkpoint, {},
                       [&](Loader loader) {
@@ -28,6 +30,21 @@ Result<GeneratorNetwork> GeneratorNetwork::open(const TrainContext& context,
         generator.network = WanDit::bind(loader, spec.network, context.compute);
       }));
   return generator;
+}
+
+Result<GeneratorNetwork> GeneratorNetwork::copy(const TrainContext& context, bool trainable) const {
+  GeneratorNetwork other;
+  other.parameters = std::make_shared<ParameterSet>(context.device, trainable);
+  other.parameters->bind_from(parameters.get());
+  Binder binder(*other.parameters, "a copy");
+  LoadTarget target;
+  target.executor = context.executor.get();
+  target.compute = context.compute;
+  other.network =
+      WanDit::bind(Loader(binder, target), context.recipe.generator.network, context.compute);
+  other.parameters->bind_from(nullptr);
+  UF_TRY(binder.finish());
+  return other;
 }
 
 TimeModulation GeneratorNetwork::time(const TrainContext& context, std::span<const double> sigmas,

@@ -15,18 +15,22 @@
 #include "models/wan_dit.h"
 #include "train/objective.h"
 #include "train/text_batches.h"
+#include "train/text_embeddings.h"
 
 namespace ultraflash {
 
-/// A text encoder and its parameters.
+/// A text encoder and its parameters, or embeddings made ahead (config.init.text_embeddings), which
+/// train nothing and have no parameters.
 struct TextNetwork {
   std::shared_ptr<ParameterSet> parameters;
   Umt5Encoder network;
+  std::shared_ptr<const TextEmbeddings> prepared;
 
   static Result<TextNetwork> open(const TrainContext& context, const std::string& init,
                                   bool trainable);
   /// Text embeddings [batch, text_len, text_dim].
   [[nodiscard]] Tensor run(const TrainContext& context, const TokenBatch& tokens) const {
+    if (prepared) return prepared->run(context, tokens);
     return network.run(context.ops(), tokens.ids, tokens.lengths);
   }
 };
@@ -39,6 +43,8 @@ struct GeneratorNetwork {
 
   static Result<GeneratorNetwork> open(const TrainContext& context, const std::string& init,
                                        bool trainable);
+  /// Another network with the values of this one, without reading a file again.
+  [[nodiscard]] Result<GeneratorNetwork> copy(const TrainContext& context, bool trainable) const;
   [[nodiscard]] TextKv text(const TrainContext& context, const Tensor& embeddings) const {
     return network.text(context.ops(), embeddings);
   }

@@ -4,6 +4,7 @@
 
 #include "core/rng.h"
 #include "ops/autograd/torch_tensor.h"
+#include "train/device_clips.h"
 
 namespace ultraflash {
 namespace {
@@ -14,6 +15,17 @@ constexpr uint64_t kSampleSeed = 0x62616e6b;
 
 Result<FrozenAutoencoder> FrozenAutoencoder::open(const TrainContext& context) {
   const CascadeSpec* base = context.recipe.cascade(1);
+  const auto in_full = context.config.flow.sample_clips > 0 || context.config.evaluate.captions > 0;
+  // Clips that are latents need no encoder, and without samples nothing is decoded.
+  if (context.config.data.source == "random" && !in_full) return FrozenAutoencoder{};
+  if (base != nullptr && base->decoder.kind == DecoderKind::kWanVae) {
+    FrozenAutoencoder result;
+    result.parameters = std::make_shared<ParameterSet>(context.device, /*trainable=*/false);
+    UF_TRY(bind_network(
+        context, *result.parameters, context.config.init.autoencoder, base->decoder.checkpoint, {},
+        [&](Loader loader) { result.vae = WanVae::bind(loader, base->decoder.vae, {}); }));
+    return result;
+  }
   if (base == nullptr || base->decoder.kind != DecoderKind::kTiny || !base->decoder.tiny_encoder) {
     return make_status(StatusCode::kInvalidArgument,
                        "recipe '{}' has no tiny autoencoder at scale 1", context.recipe.name);
@@ -32,6 +44,17 @@ Result<FrozenAutoencoder> FrozenAutoencoder::open(const TrainContext& context) {
 
 at::Tensor FrozenAutoencoder::encode(const TrainContext& context, const at::Tensor& clips) const {
   const at::NoGradGuard no_grad;
+  if (vae) {
+    std::vector<at::Tensor> latents;  // one after the other: a clip is large
+    for (int64_t i = 0; i < clips.size(0); ++i) {
+      VaeState state;
+      const at::Tensor x = clips.narrow(0, i, 1).to(context.device).to(at::kFloat) / 127.5 - 1.0;
+      latents.push_back(
+          to_torch(vae->encode(context.ops(), from_torch(x.to(to_torch(context.compute))), state))
+              .to(at::kFloat));
+    }
+    return at::cat(latents);
+  }
   MemoryState state;
   const at::Tensor x =
       clips.to(context.device, /*non_blocking=*/true).to(to_torch(context.compute)).div_(255.0);
@@ -41,15 +64,73 @@ at::Tensor FrozenAutoencoder::encode(const TrainContext& context, const at::Tens
 at::Tensor FrozenAutoencoder::decode(const TrainContext& context, const at::Tensor& latents) const {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> pictures;
-  const int64_t trim = decoder.config().frames_to_trim();
+  const int64_t trim = vae ? 0 : decoder.config().frames_to_trim();
   for (int64_t i = 0; i < latents.size(0); ++i) {
-    DecoderState state;
     const at::Tensor z = latents.narrow(0, i, 1).to(to_torch(context.compute)).contiguous();
+    if (vae) {
+      VaeState state;
+      const at::Tensor y = to_torch(vae->decode(context.ops(), from_torch(z), state));
+      pictures.push_back(
+          ((y.to(at::kFloat) + 1.0) * 127.5).clamp_(0.0, 255.0).to(at::kCPU, at::kByte));
+      continue;
+    }
+    DecoderState state;
     const at::Tensor y = to_torch(decoder.run(context.ops(), from_torch(z), state)).to(at::kFloat);
     pictures.push_back(
         (y.narrow(1, trim, y.size(1) - trim) * 255.0).clamp_(0.0, 255.0).to(at::kCPU, at::kByte));
   }
   return at::cat(pictures);
+}
+
+namespace {
+
+// Memory for clips as `clips` has them.
+at::Tensor raw_clips(const TrainContext& context, const TrainingClips& clips, int64_t count) {
+  const int64_t frames = context.config.bank.latent_frames;
+  const GeneratorSpec& spec = context.recipe.generator;
+  const auto pinned = [&](at::ScalarType type) {
+    return at::TensorOptions(type).pinned_memory(context.device.is_cuda());
+  };
+  if (clips.encoded()) {
+    return at::empty({count, frames, spec.latent_height, spec.latent_width, spec.network.out_dim},
+                     pinned(at::kFloat));
+  }
+  return at::empty(
+      {count, pictures_of(context.recipe, frames), context.height(), context.width(), 3},
+      pinned(at::kByte));
+}
+
+ClipWindow whole_window(const TrainContext& context) {
+  ClipWindow window;
+  window.frames = pictures_of(context.recipe, context.config.bank.latent_frames);
+  window.width = context.width();
+  window.height = context.height();
+  return window;
+}
+
+void read_clip(const TrainContext& context, const TrainingClips& clips, int64_t index,
+               const at::Tensor& out) {
+  if (clips.encoded()) {
+    clips.latents(index, out.size(0), out.mutable_data_ptr<float>());
+    return;
+  }
+  const ClipWindow window = whole_window(context);
+  clips.render(index, window, out.mutable_data_ptr<uint8_t>());
+}
+
+at::Tensor encoded(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                   const TrainingClips& clips, const at::Tensor& raw) {
+  if (clips.encoded()) return raw.to(context.device, /*non_blocking=*/true);
+  return autoencoder.encode(context, raw);
+}
+
+}  // namespace
+
+at::Tensor latents_of(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                      const TrainingClips& clips, int64_t count) {
+  const at::Tensor raw = raw_clips(context, clips, count);
+  for (int64_t i = 0; i < count; ++i) read_clip(context, clips, i, raw.select(0, i));
+  return encoded(context, autoencoder, clips, raw);
 }
 
 LatentBank::LatentBank(const TrainContext& context, const FrozenAutoencoder& autoencoder,
@@ -58,24 +139,25 @@ LatentBank::LatentBank(const TrainContext& context, const FrozenAutoencoder& aut
   const BankConfig& c = context.config.bank;
   group_clips_ = std::min(c.encode_batch, c.clips);
   groups_ = c.clips / group_clips_;
+  drawn_ = draws_on_device(context, clips, whole_window(context).frames);
   period_ = c.refresh > 0 ? std::max<int64_t>(1, group_clips_ / c.refresh) : 0;
 }
 
 LatentBank::Group LatentBank::render(int64_t group) const {
   const BankConfig& c = context_.config.bank;
-  ClipWindow window;
-  window.frames = 4 * c.latent_frames;
-  window.width = context_.width();
-  window.height = context_.height();
   Group result;
-  result.clips = at::empty({group_clips_, window.frames, window.height, window.width, 3},
-                           at::TensorOptions(at::kByte).pinned_memory(context_.device.is_cuda()));
+  result.clips =
+      drawn_ ? make_scene_rows(context_, group_clips_) : raw_clips(context_, clips_, group_clips_);
   for (int64_t i = 0; i < group_clips_; ++i) {
-    // Ranks take turns, so that together they hold ranks times as many clips.
     const int64_t index = (group * context_.ranks() + context_.rank()) * group_clips_ + i;
-    clips_.render(index, window, result.clips.mutable_data_ptr<uint8_t>() + i * window.bytes());
+    if (drawn_) {
+      prepare_scene_row(clips_, index, whole_window(context_), result.clips, i);
+    } else {
+      read_clip(context_, clips_, index, result.clips.select(0, i));
+    }
     for (int64_t variant = 0; variant < c.captions; ++variant) {
-      result.captions.push_back(tokenizer_.encode(clips_.caption(index, variant, /*full=*/false)));
+      result.captions.push_back(
+          tokenizer_.encode(clips_.caption(index, variant, /*full=*/variant < c.full_captions)));
     }
   }
   return result;
@@ -83,7 +165,10 @@ LatentBank::Group LatentBank::render(int64_t group) const {
 
 void LatentBank::take() {
   Group group = rendered_->next();
-  const at::Tensor latents = autoencoder_.encode(context_, group.clips);
+  const at::Tensor latents =
+      drawn_ ? autoencoder_.encode(context_,
+                                   draw_scenes(context_, group.clips, {whole_window(context_)}))
+             : encoded(context_, autoencoder_, clips_, group.clips);
   if (!latents_.defined()) {
     std::vector<int64_t> sizes = latents.sizes().vec();
     sizes[0] = size();

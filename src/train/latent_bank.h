@@ -7,10 +7,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "models/tiny_decoder.h"
+#include "models/wan_vae.h"
 #include "train/clips.h"
 #include "train/objective.h"
 #include "train/prefetcher.h"
@@ -18,18 +20,25 @@
 
 namespace ultraflash {
 
-/// The frozen autoencoder of a stage that works on latents.
+/// The frozen autoencoder of a stage that works on latents: that of the recipe's scale 1, a tiny
+/// one or the Wan VAE.
 struct FrozenAutoencoder {
   std::shared_ptr<ParameterSet> parameters;
   TinyEncoder encoder;
   TinyDecoder decoder;
+  std::optional<WanVae> vae;  // instead of the two
 
   static Result<FrozenAutoencoder> open(const TrainContext& context);
-  /// u8 [batch, frames, height, width, 3] on any device -> f32 [batch, frames / 4, h, w, c].
+  /// u8 [batch, pictures_of(frames), height, width, 3] on any device -> f32
+  /// [batch, frames, h, w, c].
   [[nodiscard]] at::Tensor encode(const TrainContext& context, const at::Tensor& clips) const;
   /// Latents -> u8 on the CPU, the decoder's first frames trimmed.
   [[nodiscard]] at::Tensor decode(const TrainContext& context, const at::Tensor& latents) const;
 };
+
+/// f32 latents [count, config.bank.latent_frames, h, w, c] of the clips from index 0 on.
+at::Tensor latents_of(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                      const TrainingClips& clips, int64_t count);
 
 struct LatentBatch {
   at::Tensor latents;  // f32 [batch, latent_frames, h, w, c]
@@ -53,7 +62,8 @@ class LatentBank {
 
  private:
   struct Group {
-    at::Tensor clips;                // u8, pinned when the device is a GPU
+    at::Tensor clips;  // u8, scenes to draw, or f32 where the clips are latents; pinned when the
+                       // device is a GPU
     std::vector<TokenRow> captions;  // `captions` a clip
   };
   Group render(int64_t group) const;
@@ -65,6 +75,7 @@ class LatentBank {
   const CaptionTokenizer& tokenizer_;
   int64_t group_clips_;
   int64_t groups_;  // in the bank
+  bool drawn_;      // on the device, from scenes
   int64_t period_;  // steps between groups; 0: never
   int64_t next_group_ = 0;
   int64_t first_step_ = 0;

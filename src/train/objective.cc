@@ -53,7 +53,11 @@ at::Tensor Objective::sample(const at::Tensor& /*noise*/, const TokenBatch& /*to
 Result<std::filesystem::path> publish_set(const TrainContext& context, const TrainedSet& set,
                                           const CheckpointSpec& spec, DType dtype,
                                           const std::filesystem::path& out) {
-  const std::filesystem::path path = out / spec.files[0];
+  // Under the first of the recipe's names that says what it is.
+  const auto named =
+      std::find_if(spec.files.begin(), spec.files.end(),
+                   [](const std::string& file) { return file.ends_with(".safetensors"); });
+  const std::filesystem::path path = out / (named != spec.files.end() ? *named : spec.files[0]);
   UF_TRY(save_parameters(
       path, set.parameters->names(), set.best(), dtype,
       {{"format", "pt"},

@@ -45,12 +45,14 @@ at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generat
   const int64_t capacity = plan.window_frames > 0 ? plan.window_frames : frames;
   CacheRing ring({plan.window_frames > 0 ? CacheKind::kWindow : CacheKind::kGrow, capacity,
                   plan.window_frames > 0 ? plan.sink_frames : 0});
+  const bool grows = plan.window_frames == 0;
+  const int64_t frame_tokens = noise.size(2) / 2 * (noise.size(3) / 2);
   KvState state;
   TimeModulation context_time;
   {
     const at::NoGradGuard no_grad;
     context_time = network.time(ops, {&plan.context_timestep, 1});
-    state = make_kv_state(ops, network, batch, capacity, noise.size(2) / 2 * (noise.size(3) / 2));
+    state = make_kv_state(ops, network, batch, grows ? 0 : capacity, frame_tokens);
   }
   CausalPass pass;
   pass.text = &text;
@@ -59,6 +61,18 @@ at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generat
     Result<ChunkPlace> place = ring.append(plan.chunk_frames, chunk * plan.chunk_frames);
     if (!place.ok()) throw Error(place.status());
     pass.place = *std::move(place);
+    if (grows) {
+      // Every write makes a new cache, and a step with gradient may keep the old one: a cache has
+      // no room before it is needed.
+      const at::NoGradGuard no_grad;
+      for (KvCache& cache : state.layers) {
+        for (Tensor* x : {&cache.k, &cache.v}) {
+          *x = from_torch(
+              at::constant_pad_nd(to_torch(*x), {0, 0, 0, plan.chunk_frames * frame_tokens}));
+        }
+      }
+      pass.place.ring_end = (chunk + 1) * plan.chunk_frames;
+    }
     ops.update_place(pass.place);
     at::Tensor z = noise.narrow(1, chunk * plan.chunk_frames, plan.chunk_frames).contiguous();
     const auto denoised = [&](size_t step) {

@@ -4,6 +4,7 @@
 
 #include "stream/networks.h"
 #include "stream/shipped_models.h"
+#include "ultraflash/recipe.h"
 
 namespace ultraflash {
 
@@ -12,6 +13,11 @@ Result<CaptionTokenizer> CaptionTokenizer::open(const TrainContext& context) {
   std::filesystem::path path = context.config.init.tokenizer;
   if (path.empty()) {
     path = find_weights(shipped_models_folder(context.recipe), text.tokenizer_files);
+  }
+  if (path.empty() && context.config.init.text_embeddings == "random") {
+    // Any tokenizer tells captions apart.
+    UF_ASSIGN(const Recipe pocket, Recipe::find("pocket"));
+    path = find_weights(shipped_models_folder(pocket.data()), pocket.data().text.tokenizer_files);
   }
   if (path.empty()) {
     return make_status(StatusCode::kNotFound,

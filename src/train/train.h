@@ -33,6 +33,13 @@ struct TrainOptions {
   double pause_after = 0.0;      // minutes after which this process stops; 0: never
   int64_t stop_after = -1;       // ends this process (not the run) after so many steps; for tests
   std::vector<std::string> set;  // "optimizer.lr=1e-3": overrides of single fields
+  /// Nothing is read: networks and text embeddings are random numbers, clips are noise (data.source
+  /// random). For trials of a config's speed and memory.
+  bool random_weights = false;
+  bool trial = false;  // writes the log alone: no checkpoint, weights, pictures, measurements
+  /// Writes the text embeddings of all captions of data.source (config.bank.clips of an endless
+  /// one) to this file and trains nothing.
+  std::filesystem::path write_embeddings;
   Logger log;
   /// Returns false to stop: the step in hand is finished and a checkpoint written.
   std::function<bool(const TrainProgress&)> progress;

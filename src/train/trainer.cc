@@ -8,10 +8,12 @@
 
 #include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
+#include "train/clips.h"
 #include "train/journal.h"
 #include "train/objective.h"
 #include "train/parallel/rank_group.h"
 #include "train/samples.h"
+#include "train/text_embeddings.h"
 #include "train/train.h"
 #include "ultraflash/recipe.h"
 
@@ -64,10 +66,36 @@ Result<std::unique_ptr<Objective>> make_objective(TrainContext& context) {
 Result<TrainConfig> read_config(const TrainOptions& options) {
   UF_ASSIGN(TrainConfig config, load_train_config(options.config, options.set));
   if (options.ranks > 0) config.gpus = options.ranks;
+  if (options.random_weights) {
+    config.init = {};
+    config.init.text_embeddings = "random";
+    if (config.stage != TrainStage::kAutoencoder) config.data.source = "random";
+  }
+  if (options.trial) {
+    config.flow.sample_clips = 0;
+    config.evaluate.captions = 0;
+  }
   if (options.steps >= 0) config.steps = options.steps;
   if (options.minutes >= 0.0) config.minutes = options.minutes;
   UF_TRY(config.validate());
   return config;
+}
+
+// The captions of both sides of the hold-out.
+Status write_embeddings(const TrainContext& context, const std::filesystem::path& path) {
+  const BankConfig& bank = context.config.bank;
+  std::vector<std::string> captions;
+  for (const bool unseen : {false, true}) {
+    UF_ASSIGN(const std::unique_ptr<TrainingClips> clips, TrainingClips::open(context, unseen));
+    const int64_t count = clips->size() < 0 ? bank.clips : clips->size();
+    for (int64_t i = 0; i < count; ++i) {
+      // Stages that draw captions without clips take any of sixteen.
+      for (int64_t variant = 0; variant < std::max<int64_t>(bank.captions, 16); ++variant) {
+        captions.push_back(clips->caption(i, variant, /*full=*/unseen));
+      }
+    }
+  }
+  return TextEmbeddings::write(context, captions, path);
 }
 
 class Run {
@@ -115,6 +143,13 @@ class Run {
     TrainSummary summary;
     summary.step = counters_.step;
     summary.finished = counters_.step >= config.steps || now.time_is_over;
+    if (context_.device.is_cuda()) {
+      const Arena::Stats memory = context_.executor->memory();
+      context_.log.info(fmt::format("most memory held on the GPU: {:.2f} GiB, reserved {:.2f} GiB",
+                                    static_cast<double>(memory.peak_bytes) / (1 << 30),
+                                    static_cast<double>(memory.reserved_bytes) / (1 << 30)));
+    }
+    if (options_.trial) return summary;
     UF_TRY(save());
     summary.checkpoint = checkpoint_;
     if (parallel_.leads()) {
@@ -326,6 +361,10 @@ Result<TrainSummary> run(const TrainOptions& options, const std::shared_ptr<Rank
   if (error) {
     return make_status(StatusCode::kIo, "{}: cannot be made: {}", options.out.string(),
                        error.message());
+  }
+  if (!options.write_embeddings.empty()) {
+    UF_TRY(write_embeddings(context, options.write_embeddings));
+    return TrainSummary{0, true, {options.write_embeddings}, {}};
   }
   UF_ASSIGN(const std::unique_ptr<Objective> objective, make_objective(context));
   RunCounters counters;

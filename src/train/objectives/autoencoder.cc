@@ -14,7 +14,7 @@
 #include "core/rng.h"
 #include "models/tiny_decoder.h"
 #include "ops/autograd/torch_tensor.h"
-#include "train/clips.h"
+#include "train/device_clips.h"
 #include "train/objective.h"
 #include "train/prefetcher.h"
 
@@ -26,6 +26,7 @@ constexpr uint64_t kCropSeed = 0x63726f70;
 
 struct PictureBatch {
   at::Tensor clips;  // u8 [batch, frames, height, width, 3], pinned when the device is a GPU
+  std::vector<ClipWindow> windows;  // where `clips` are scenes for the device to draw
 };
 
 at::Tensor difference(const at::Tensor& x, int64_t axis) {
@@ -85,7 +86,10 @@ class AutoencoderObjective final : public Objective {
 
   void step(int64_t step, double lr_factor, Meter& meter) override {
     const AutoencoderConfig& c = context_.config.autoencoder;
-    const at::Tensor clips = batches_->next().clips.to(context_.device, /*non_blocking=*/true);
+    const PictureBatch batch = batches_->next();
+    const at::Tensor clips = batch.windows.empty()
+                                 ? batch.clips.to(context_.device, /*non_blocking=*/true)
+                                 : draw_scenes(context_, batch.clips, batch.windows);
     context_.seed_step(step);
     const at::Tensor target = clips.to(at::kFloat).div_(255.0);  // [b, t, h, w, 3]
     at::Tensor latent = encode(encoder_, target);
@@ -227,10 +231,12 @@ class AutoencoderObjective final : public Objective {
     const int64_t frames = config.autoencoder.frames;
     const int64_t width = context_.width();
     const int64_t height = context_.height();
-    at::Tensor clips =
-        at::empty({config.batch, frames, height, width, 3},
-                  at::TensorOptions(at::kByte).pinned_memory(context_.device.is_cuda()));
-    auto* const out = clips.mutable_data_ptr<uint8_t>();
+    const bool drawn = draws_on_device(context_, *clips_, frames);
+    PictureBatch batch;
+    batch.clips =
+        drawn ? make_scene_rows(context_, config.batch)
+              : at::empty({config.batch, frames, height, width, 3},
+                          at::TensorOptions(at::kByte).pinned_memory(context_.device.is_cuda()));
     const int64_t crops = scale == 1 ? 1 : config.autoencoder.crops_per_clip;
     for (int64_t i = 0; i < config.batch; ++i) {
       const int64_t index = (step * context_.ranks() + context_.rank()) * config.batch + i / crops;
@@ -247,9 +253,14 @@ class AutoencoderObjective final : public Objective {
       window.y = static_cast<int64_t>(place.x[1]) % (height * (scale - 1) + 1);
       window.width = width;
       window.height = height;
-      clips_->render(index, window, out + i * window.bytes());
+      if (drawn) {
+        prepare_scene_row(*clips_, index, window, batch.clips, i);
+        batch.windows.push_back(window);
+      } else {
+        clips_->render(index, window, batch.clips.mutable_data_ptr<uint8_t>() + i * window.bytes());
+      }
     }
-    return {clips};
+    return batch;
   }
 
   // Whole frames of unseen clips, rendered once.

@@ -30,7 +30,7 @@ class FlowMatchingObjective final : public Objective {
     trained_text_.parameters = text_.parameters;
     trained_generator_.name = "generator";
     trained_generator_.parameters = generator_.parameters;
-    trained_text_.begin(config.optimizer, &config.ema);
+    if (!text_.prepared) trained_text_.begin(config.optimizer, &config.ema);
     trained_generator_.begin(config.optimizer, &config.ema);
     UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
     UF_ASSIGN(unseen_, TrainingClips::open(context_, /*unseen=*/true));
@@ -40,7 +40,10 @@ class FlowMatchingObjective final : public Objective {
     return {};
   }
 
-  std::vector<TrainedSet*> sets() override { return {&trained_text_, &trained_generator_}; }
+  std::vector<TrainedSet*> sets() override {
+    if (text_.prepared) return {&trained_generator_};
+    return {&trained_text_, &trained_generator_};
+  }
 
   Status start(int64_t first_step) override {
     bank_->fill(first_step);
@@ -61,7 +64,7 @@ class FlowMatchingObjective final : public Objective {
     const at::Tensor loss = (v - (noise - batch.latents)).square().mean();
     loss.backward();
     meter.add("loss", loss);
-    meter.add("gradient_norm_text", trained_text_.update(lr_factor));
+    if (!text_.prepared) meter.add("gradient_norm_text", trained_text_.update(lr_factor));
     meter.add("gradient_norm", trained_generator_.update(lr_factor));
   }
 
@@ -71,16 +74,7 @@ class FlowMatchingObjective final : public Objective {
     const int64_t count = std::max<int64_t>(context_.config.flow.sample_clips, 1);
     use_average();
     if (!unseen_latents_.defined()) {
-      ClipWindow window;
-      window.frames = 4 * context_.config.bank.latent_frames;
-      window.width = context_.width();
-      window.height = context_.height();
-      at::Tensor clips =
-          at::empty({count, window.frames, window.height, window.width, 3}, at::kByte);
-      for (int64_t i = 0; i < count; ++i) {
-        unseen_->render(i, window, clips.mutable_data_ptr<uint8_t>() + i * window.bytes());
-      }
-      unseen_latents_ = autoencoder_.encode(context_, clips);
+      unseen_latents_ = latents_of(context_, autoencoder_, *unseen_, count);
     }
     const TextKv text =
         averaged_generator_.text(context_, averaged_text_.run(context_, unseen_tokens(count)));
@@ -116,12 +110,13 @@ class FlowMatchingObjective final : public Objective {
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    UF_ASSIGN(
-        const std::filesystem::path text,
-        publish_set(context_, trained_text_, context_.recipe.text.checkpoint, DType::kBF16, out));
     UF_ASSIGN(const std::filesystem::path generator,
               publish_set(context_, trained_generator_, context_.recipe.generator.checkpoint,
                           DType::kBF16, out));
+    if (text_.prepared) return std::vector{generator};
+    UF_ASSIGN(
+        const std::filesystem::path text,
+        publish_set(context_, trained_text_, context_.recipe.text.checkpoint, DType::kBF16, out));
     return std::vector{text, generator};
   }
 
@@ -140,7 +135,7 @@ class FlowMatchingObjective final : public Objective {
   }
 
   void use_average() {
-    averaged_text_.parameters->assign(trained_text_.best());
+    if (!text_.prepared) averaged_text_.parameters->assign(trained_text_.best());
     averaged_generator_.parameters->assign(trained_generator_.best());
   }
 

@@ -12,7 +12,7 @@
 namespace ultraflash {
 namespace {
 
-enum : int64_t { kGeneratorDraw = 1, kCriticDraw = 2, kSheetDraw = 3 };
+enum : int64_t { kGeneratorDraw = 1, kCriticDraw = 2 };
 
 class SelfForcingObjective final : public Objective {
  public:
@@ -27,15 +27,20 @@ class SelfForcingObjective final : public Objective {
                          config.bank.latent_frames, plan_.chunk_frames);
     }
     gan_ = config.self_forcing.loss == DistillationLoss::kGan;
-    // The other losses need no clips, and the autoencoder for sheets alone.
-    if (gan_ || config.flow.sample_clips > 0) {
+    const bool sampled = config.flow.sample_clips > 0 || config.evaluate.captions > 0;
+    // The other losses need no clips.
+    if (gan_) {
       UF_ASSIGN(autoencoder_, FrozenAutoencoder::open(context_));
     }
     UF_ASSIGN(text_, TextNetwork::open(context_, config.init.text_encoder, false));
     UF_ASSIGN(generator_, GeneratorNetwork::open(context_, config.init.generator, true));
-    UF_ASSIGN(averaged_, GeneratorNetwork::open(context_, config.init.generator, false));
+    if (sampled) {
+      UF_ASSIGN(averaged_, generator_.copy(context_, false));
+    }
     UF_ASSIGN(fake_, GeneratorNetwork::open(context_, config.init.real_score, true));
-    UF_ASSIGN(real_, GeneratorNetwork::open(context_, config.init.real_score, false));
+    if (!gan_) {
+      UF_ASSIGN(real_, fake_.copy(context_, false));
+    }
     trained_generator_.name = "generator";
     trained_generator_.parameters = generator_.parameters;
     trained_generator_.begin(config.optimizer, &config.ema);
@@ -43,7 +48,6 @@ class SelfForcingObjective final : public Objective {
     trained_fake_.parameters = fake_.parameters;
     trained_fake_.begin(config.critic_optimizer, nullptr);
     UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
-    UF_ASSIGN(unseen_, TrainingClips::open(context_, /*unseen=*/true));
     UF_ASSIGN(CaptionTokenizer tokenizer, CaptionTokenizer::open(context_));
     tokenizer_ = std::make_unique<CaptionTokenizer>(std::move(tokenizer));
     if (gan_) {
@@ -69,25 +73,15 @@ class SelfForcingObjective final : public Objective {
   void step(int64_t step, double lr_factor, Meter& meter) override {
     const SelfForcingConfig& config = context_.config.self_forcing;
     if (bank_) bank_->advance(step);
-    if (step % config.critic_per_generator == 0) update_generator(step, lr_factor, meter);
-    update_critic(step, lr_factor, meter);
-  }
-
-  std::optional<RgbImage> sheet() override {
-    const int64_t count = context_.config.flow.sample_clips;
-    if (count == 0) return std::nullopt;
-    const at::NoGradGuard no_grad;
-    averaged_.parameters->assign(trained_generator_.best());
-    std::vector<TokenRow> rows;
-    for (int64_t i = 0; i < count; ++i) {
-      rows.push_back(tokenizer_->encode(unseen_->caption(i, 0, /*full=*/true)));
-      context_.log.info(fmt::format("sheet row {}: {}", i + 1, unseen_->caption(i, 0, true)));
+    const int64_t update = step - config.critic_first_steps;
+    if (update >= 0 && update % config.critic_per_generator == 0) {
+      update_generator(step, lr_factor, meter);
     }
-    context_.seed_step(0, kSheetDraw);
-    const std::vector<int64_t> last(chunks(), static_cast<int64_t>(plan_.timesteps.size()) - 1);
-    const at::Tensor x =
-        roll_out(context_, averaged_, plan_, draw_noise(count), embed(rows), last, false);
-    return clip_sheet(autoencoder_.decode(context_, x), 8);
+    // The critic's rate has a schedule of its own.
+    const OptimizerConfig& critic = context_.config.critic_optimizer;
+    const double progress = static_cast<double>(step) /
+                            static_cast<double>(std::max<int64_t>(context_.config.steps, 1));
+    update_critic(step, learning_rate_factor(critic, step, progress), meter);
   }
 
   [[nodiscard]] bool samples() const override { return true; }
@@ -97,10 +91,9 @@ class SelfForcingObjective final : public Objective {
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    const std::filesystem::path path = out / context_.recipe.generator.checkpoint.files[0];
-    UF_TRY(save_parameters(path, generator_.parameters->names(), trained_generator_.best(),
-                           DType::kBF16,
-                           {{"format", "pt"}, {"source", "ultraflash train, self_forcing"}}));
+    UF_ASSIGN(const std::filesystem::path path,
+              publish_set(context_, trained_generator_, context_.recipe.generator.checkpoint,
+                          DType::kBF16, out));
     return std::vector{path};
   }
 
@@ -158,31 +151,58 @@ class SelfForcingObjective final : public Objective {
     return x - sigma * score.bidirectional(context_, x, sigmas, text);
   }
 
+  // What one update is about: the text of the rollout and, for the GAN objective, the clips that
+  // really have that text.
+  struct Subject {
+    Tensor embeddings;
+    at::Tensor real;  // f32 [batch, frames, h, w, c]; undefined without
+  };
+  Subject subject(const Draw& d, int64_t step, int64_t purpose) const {
+    if (!gan_) return {embed(d.rows), {}};
+    const LatentBatch clips = bank_->sample(step, context_.config.batch, 0.0, purpose);
+    const at::NoGradGuard no_grad;
+    return {text_.run(context_, clips.tokens), clips.latents};
+  }
+
+  // The discriminator's logits of two noised batches with the same text and noise levels, from one
+  // pass of the trunk. `flow` receives its prediction for the first.
+  std::pair<at::Tensor, at::Tensor> logits_of(const at::Tensor& first, const at::Tensor& second,
+                                              const Draw& d, const Tensor& embeddings,
+                                              at::Tensor* flow = nullptr) const {
+    std::vector<double> sigmas = d.sigmas;
+    sigmas.insert(sigmas.end(), d.sigmas.begin(), d.sigmas.end());
+    const at::Tensor text = to_torch(embeddings);
+    at::Tensor v;
+    const at::Tensor logits = discriminator_.logits(context_, fake_, at::cat({first, second}),
+                                                    sigmas, from_torch(at::cat({text, text})), &v);
+    const int64_t batch = first.size(0);
+    if (flow != nullptr) *flow = v.narrow(0, 0, batch);
+    return {logits.narrow(0, 0, batch), logits.narrow(0, batch, batch)};
+  }
+
   void update_generator(int64_t step, double lr_factor, Meter& meter) {
     const TrainConfig& config = context_.config;
     const SelfForcingConfig& c = config.self_forcing;
     const Draw d = draw(step, kGeneratorDraw);
     context_.seed_step(step, kGeneratorDraw);
-    const Tensor embeddings = embed(d.rows);
-    const at::Tensor x = roll_out(context_, generator_, plan_, draw_noise(config.batch), embeddings,
-                                  d.exits, /*gradient=*/true);
+    const Subject about = subject(d, step, kGeneratorDraw);
+    const at::Tensor x = roll_out(context_, generator_, plan_, draw_noise(config.batch),
+                                  about.embeddings, d.exits, /*gradient=*/true);
     const at::Tensor sigma = sigma_tensor(context_, d.sigmas, config.batch);
     const at::Tensor noise = at::randn_like(x);
-    Tensor empty;
-    {
-      const std::vector<TokenRow> none(static_cast<size_t>(config.batch), tokenizer_->empty());
-      empty = embed(none);
-    }
     at::Tensor loss;
     const auto scores_of = [&](const at::Tensor& x_t) {
-      const at::Tensor fake = estimate(fake_, x_t, d.sigmas, sigma, embeddings);
-      const at::Tensor guided = estimate(real_, x_t, d.sigmas, sigma, embeddings);
-      const at::Tensor unguided = estimate(real_, x_t, d.sigmas, sigma, empty);
+      const std::vector<TokenRow> none(static_cast<size_t>(config.batch), tokenizer_->empty());
+      const at::Tensor fake = estimate(fake_, x_t, d.sigmas, sigma, about.embeddings);
+      const at::Tensor guided = estimate(real_, x_t, d.sigmas, sigma, about.embeddings);
+      const at::Tensor unguided = estimate(real_, x_t, d.sigmas, sigma, embed(none));
       return Scores{fake, guided + c.guidance * (guided - unguided)};
     };
     if (gan_) {
-      loss = c.gan_weight * adversarial_loss(discriminator_.logits(
-                                context_, fake_, add_noise(x, noise, sigma), d.sigmas, embeddings));
+      const at::Tensor real = add_noise(about.real, at::randn_like(x), sigma);
+      const auto [fake_logits, real_logits] =
+          logits_of(add_noise(x, noise, sigma), real, d, about.embeddings);
+      loss = c.gan_weight * adversarial_loss(real_logits, fake_logits, c.gan_relativistic);
     } else if (c.loss == DistillationLoss::kSid) {
       loss = sid_loss(x, scores_of(add_noise(x, noise, sigma)), c.sid_alpha);
     } else {
@@ -206,37 +226,54 @@ class SelfForcingObjective final : public Objective {
     const TrainConfig& config = context_.config;
     const Draw d = draw(step, kCriticDraw);
     context_.seed_step(step, kCriticDraw);
-    const Tensor embeddings = embed(d.rows);
-    const at::Tensor x = roll_out(context_, generator_, plan_, draw_noise(config.batch), embeddings,
-                                  d.exits, /*gradient=*/false);
+    const Subject about = subject(d, step, kCriticDraw);
+    const at::Tensor x = roll_out(context_, generator_, plan_, draw_noise(config.batch),
+                                  about.embeddings, d.exits, /*gradient=*/false);
     const at::Tensor sigma = sigma_tensor(context_, d.sigmas, config.batch);
     const at::Tensor noise = at::randn_like(x);
     const at::Tensor x_t = add_noise(x, noise, sigma);
+    const auto denoising_loss = [&](const at::Tensor& v) {
+      return (v - (noise - x)).square().mean();
+    };
     at::Tensor loss;
     if (gan_) {
-      // Real clips at the same noise levels, with captions of their own.
-      const LatentBatch clips = bank_->sample(step, config.batch, 0.0);
-      Tensor real_embeddings;
-      {
-        const at::NoGradGuard no_grad;
-        real_embeddings = text_.run(context_, clips.tokens);
-      }
-      at::Tensor v;
-      const at::Tensor fake = discriminator_.logits(context_, fake_, x_t, d.sigmas, embeddings, &v);
-      const at::Tensor real = discriminator_.logits(
-          context_, fake_, add_noise(clips.latents, noise, sigma), d.sigmas, real_embeddings);
-      const at::Tensor adversarial = discriminator_loss(real, fake);
-      loss = (v - (noise - x)).square().mean() + config.self_forcing.gan_weight * adversarial;
-      meter.add("discriminator_loss", adversarial);
+      loss = discriminate(x_t, add_noise(about.real, noise, sigma), d, about.embeddings,
+                          denoising_loss, meter);
     } else {
-      const TextKv text = fake_.text(context_, embeddings);
-      const at::Tensor v = fake_.bidirectional(context_, x_t, d.sigmas, text);
-      loss = (v - (noise - x)).square().mean();
+      const TextKv text = fake_.text(context_, about.embeddings);
+      loss = denoising_loss(fake_.bidirectional(context_, x_t, d.sigmas, text));
     }
     loss.backward();
-    if (gan_) trained_heads_.update(lr_factor);
+    if (gan_) trained_heads_.update(lr_factor * config.self_forcing.discriminator_lr_ratio);
     meter.add("critic_loss", loss);
     meter.add("critic_gradient_norm", trained_fake_.update(lr_factor));
+  }
+
+  template <typename DenoisingLoss>
+  at::Tensor discriminate(const at::Tensor& fake, const at::Tensor& real, const Draw& d,
+                          const Tensor& embeddings, const DenoisingLoss& denoising_loss,
+                          Meter& meter) const {
+    const SelfForcingConfig& c = context_.config.self_forcing;
+    at::Tensor flow;
+    const auto [fake_logits, real_logits] = logits_of(fake, real, d, embeddings, &flow);
+    const at::Tensor adversarial = discriminator_loss(real_logits, fake_logits, c.gan_relativistic);
+    meter.add("discriminator_loss", adversarial);
+    meter.add("logit_gap", (real_logits - fake_logits).mean());
+    at::Tensor loss = c.gan_critic_weight * adversarial;
+    if (c.gan_denoising_weight > 0.0) loss = loss + c.gan_denoising_weight * denoising_loss(flow);
+    // Added at half their weight, as in the reference.
+    const auto add_penalty = [&](const char* name, double weight, double deviation,
+                                 const at::Tensor& x, const at::Tensor& logits) {
+      if (weight == 0.0) return;
+      const at::Tensor disturbed = discriminator_.logits(
+          context_, fake_, x + deviation * at::randn_like(x), d.sigmas, embeddings);
+      const at::Tensor penalty = slope_penalty(logits, disturbed, deviation);
+      meter.add(name, penalty);
+      loss = loss + 0.5 * weight * penalty;
+    };
+    add_penalty("r1", c.gan_r1_weight, c.gan_r1_sigma, real, real_logits);
+    add_penalty("r2", c.gan_r2_weight, c.gan_r2_sigma, fake, fake_logits);
+    return loss;
   }
 
   TrainContext& context_;
@@ -245,7 +282,7 @@ class SelfForcingObjective final : public Objective {
   TextNetwork text_;
   GeneratorNetwork generator_, averaged_, fake_, real_;
   TrainedSet trained_generator_, trained_fake_;
-  std::unique_ptr<TrainingClips> clips_, unseen_;
+  std::unique_ptr<TrainingClips> clips_;
   std::unique_ptr<CaptionTokenizer> tokenizer_;
   bool gan_ = false;
   Discriminator discriminator_;

@@ -133,6 +133,8 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+bool renders_with_cuda() { return true; }
+
 Status render_cuda(const DeviceScene* scenes, int64_t count, const RenderWindow& window,
                    uint8_t* out, void* stream) {
   if (window.scale < 1 || window.scale > 3 || window.x < 0 || window.y < 0 || window.width < 1 ||
@@ -143,6 +145,14 @@ Status render_cuda(const DeviceScene* scenes, int64_t count, const RenderWindow&
                   "the window of the pocket world does not lie inside the picture");
   }
   if (count == 0 || window.frames == 0) return {};
+  // The GPU that the memory is on, whichever one this thread used last.
+  cudaPointerAttributes memory = {};
+  cudaError_t found = cudaPointerGetAttributes(&memory, out);
+  if (found == cudaSuccess) found = cudaSetDevice(memory.device);
+  if (found != cudaSuccess) {
+    return Status(StatusCode::kDevice,
+                  std::string("rendering the pocket world: ") + cudaGetErrorString(found));
+  }
   const Grid grid = {static_cast<int>(window.scale),  static_cast<int>(window.x),
                      static_cast<int>(window.y),      static_cast<int>(window.width),
                      static_cast<int>(window.height), static_cast<int>(window.frames)};

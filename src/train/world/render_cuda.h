@@ -35,10 +35,13 @@ struct DeviceScene {
 /// The frames of `window` (at most DeviceScene::kMaxFrames) of a scene.
 DeviceScene prepare_scene(const Scene& scene, int64_t first_frame, int64_t frames);
 
+/// Whether this build has render_cuda(); it may still find no GPU.
+bool renders_with_cuda();
+
 /// Renders `count` scenes, which lie in device memory, into `out`, u8 [count, frames, height,
 /// width, 3] in device memory. The poses begin at the first frame; window.first_frame is not read.
 /// Enqueues on `stream` (a cudaStream_t) and returns; allocates nothing. kInvalidArgument for a
-/// window outside the picture, kDevice when the launch fails.
+/// window outside the picture, kDevice when the launch fails, kUnsupported without UF_CUDA.
 Status render_cuda(const DeviceScene* scenes, int64_t count, const RenderWindow& window,
                    uint8_t* out, void* stream);
 
