@@ -41,8 +41,9 @@ void EngineSettings::add_to(CLI::App& app) {
   from_environment(
       add_text(app, "--device", device, "NAME", "Where to compute: auto, cpu, cuda or cuda:N"),
       "UF_DEVICE");
-  from_environment(add_choice(app, "--dtype", dtype, {"auto", "f32", "bf16"}, "Type to compute in"),
-                   "UF_DTYPE");
+  from_environment(
+      add_choice(app, "--dtype", dtype, {"auto", "f32", "bf16", "fp8"}, "Type to compute in"),
+      "UF_DTYPE");
   from_environment(add_integer(app, "--threads", threads, 0, 1024, "CPU threads; 0: all"),
                    "UF_THREADS");
   add_bytes(app, "--memory-limit", memory_limit,

@@ -17,6 +17,7 @@ struct ExecutorOptions {
   size_t memory_limit_bytes = 0;  // of the executor's arena, 0: none
   std::string cpu_kernels;        // "", "generic", "avx2", "avx512", "avx512_bf16": for tests
   bool use_onednn = true;         // for tests
+  bool fp8_products = false;      // GPU: products of transformers in e4m3, the rest in bf16
   bool cuda_plain = false;        // plain kernels for every architecture, for tests
   size_t guard_bytes = 0;         // guard zones around every tensor, for tests
 };

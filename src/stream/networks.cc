@@ -110,11 +110,18 @@ PictureDecoder bind_decoder(Loader loader, const DecoderSpec& spec) {
 
 Result<DType> choose_dtype(const EngineOptions& options) {
   if (options.dtype == "auto") return DType::kF32;
+  if (options.dtype == "fp8") {
+    if (options.device != "cuda" && !options.device.starts_with("cuda:")) {
+      return Status(StatusCode::kUnsupported, "fp8 products need --device cuda");
+    }
+    return DType::kBF16;  // what is no product of a transformer
+  }
   const std::optional<DType> dtype = dtype_from_name(options.dtype);
   if (!dtype || (*dtype != DType::kF32 && *dtype != DType::kBF16 && *dtype != DType::kF16 &&
                  *dtype != DType::kF8E4M3)) {
     return make_status(StatusCode::kInvalidArgument,
-                       "'{}' is no type to compute in; choose auto, f32 or bf16", options.dtype);
+                       "'{}' is no type to compute in; choose auto, f32, bf16 or fp8",
+                       options.dtype);
   }
   if (*dtype != DType::kF32 && *dtype != DType::kBF16) {
     return make_status(StatusCode::kUnsupported, "this build computes in f32 and bf16, not in {}",
@@ -280,6 +287,8 @@ Result<std::shared_ptr<const NetworkSet>> load_networks(const RecipeData& recipe
   ExecutorOptions executor_options;
   executor_options.device = options.device;
   executor_options.threads = options.threads;
+  set->fp8_products = options.dtype == "fp8";
+  executor_options.fp8_products = set->fp8_products;
   UF_ASSIGN(std::unique_ptr<Executor> executor, make_executor(executor_options));
   set->executor = std::move(executor);
 

@@ -122,7 +122,7 @@ class CublasLt final : public Blas {
                cudaStream_t stream) override;
 
  private:
-  using Key = std::tuple<DType, int64_t, int64_t, int64_t, Activation, bool, uint32_t>;
+  using Key = std::tuple<DType, int64_t, int64_t, int64_t, Activation, bool, bool, uint32_t>;
   const Plan& plan_for(const ProductArgs& args, size_t workspace_bytes);
 
   cublasLtHandle_t handle_ = nullptr;
@@ -130,9 +130,11 @@ class CublasLt final : public Blas {
 };
 
 const Plan& CublasLt::plan_for(const ProductArgs& args, size_t workspace_bytes) {
+  const bool fp8 = args.x_scales != nullptr;
   const auto element = static_cast<int64_t>(dtype_size(args.dtype));
-  const uint32_t align_w = alignment(args.w, args.in * element);
-  const uint32_t align_x = alignment(args.x, args.in * element);
+  const int64_t operand = fp8 ? 1 : element;
+  const uint32_t align_w = alignment(args.w, args.in * operand);
+  const uint32_t align_x = alignment(args.x, args.in * operand);
   const uint32_t align_y = alignment(args.y, args.out * element);
   const Key key{args.dtype,
                 args.rows,
@@ -140,6 +142,7 @@ const Plan& CublasLt::plan_for(const ProductArgs& args, size_t workspace_bytes) 
                 args.out,
                 args.activation,
                 args.bias != nullptr,
+                fp8,
                 align_w | align_x << 8 | align_y << 16};
   const auto [position, fresh] = plans_.try_emplace(key);
   Plan& plan = position->second;
@@ -169,8 +172,16 @@ const Plan& CublasLt::plan_for(const ProductArgs& args, size_t workspace_bytes) 
   const auto in = static_cast<uint64_t>(args.in);
   const auto out = static_cast<uint64_t>(args.out);
   const auto rows = static_cast<uint64_t>(args.rows);
-  try_blas(l.layout_create(&plan.weight, type, in, out, args.in), "MatrixLayoutCreate");
-  try_blas(l.layout_create(&plan.input, type, in, rows, args.in), "MatrixLayoutCreate");
+  const cudaDataType_t operand_type = fp8 ? CUDA_R_8F_E4M3 : type;
+  if (fp8) {
+    const cublasLtMatmulMatrixScale_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, mode);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, mode);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, args.w_scales);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, args.x_scales);
+  }
+  try_blas(l.layout_create(&plan.weight, operand_type, in, out, args.in), "MatrixLayoutCreate");
+  try_blas(l.layout_create(&plan.input, operand_type, in, rows, args.in), "MatrixLayoutCreate");
   try_blas(l.layout_create(&plan.output, type, out, rows, args.out), "MatrixLayoutCreate");
 
   cublasLtMatmulPreference_t preference = nullptr;
@@ -204,6 +215,14 @@ bool CublasLt::product(const ProductArgs& args, void* workspace, size_t workspac
     try_blas(
         l.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &args.bias, sizeof(args.bias)),
         "MatmulDescSetAttribute");
+  }
+  if (args.x_scales != nullptr) {
+    try_blas(l.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &args.w_scales,
+                        sizeof(args.w_scales)),
+             "MatmulDescSetAttribute");
+    try_blas(l.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &args.x_scales,
+                        sizeof(args.x_scales)),
+             "MatmulDescSetAttribute");
   }
   const float one = 1.0F;
   const float zero = 0.0F;

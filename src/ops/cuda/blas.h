@@ -18,7 +18,10 @@ struct ProductArgs {
   const void* x = nullptr;     // [rows, in]
   const void* w = nullptr;     // [out, in]
   const void* bias = nullptr;  // [out] of `dtype`, or null
-  void* y = nullptr;           // [rows, out]
+  // Where set, x and w are e4m3 with these f32 scales [rows] and [out], and `dtype` is bf16.
+  const float* x_scales = nullptr;
+  const float* w_scales = nullptr;
+  void* y = nullptr;  // [rows, out]
   int64_t rows = 0, in = 0, out = 0;
   Activation activation = Activation::kNone;
 };

@@ -53,6 +53,7 @@ CudaExecutor::CudaExecutor(const CudaOptions& options, std::unique_ptr<Blas> bla
                            std::unique_ptr<Cudnn> cudnn, std::string name)
     : device_(options.device),
       plain_(options.plain_kernels),
+      fp8_(options.fp8_products),
       name_(std::move(name)),
       blas_(std::move(blas)),
       cudnn_(std::move(cudnn)) {

@@ -25,6 +25,8 @@ class CudaLinear final : public PreparedWeight {
   Tensor weight;
   Tensor bias;                   // in the compute type, or undefined
   Tensor bias_f32;               // for own kernels
+  Tensor weight8;                // e4m3 [out, in] beside the other, for products of many rows
+  Tensor scales8;                // f32 [out]
   std::vector<Tensor> streamed;  // parts as bound, in host memory; `weight` is undefined then
 };
 
@@ -121,6 +123,8 @@ class CudaExecutor final : public Executor {
 
   // cuda_products.cc
   Tensor joined_parts(const std::vector<Tensor>& parts, DType dtype);
+  bool product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
+                      int64_t out, Activation activation, const Tensor& y);
   void product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in, int64_t out,
                Activation activation, const Tensor& y);
   Tensor convolution(const Tensor& x, const CudaConv& weight, int64_t kernel_h, int64_t kernel_w,
@@ -147,6 +151,7 @@ class CudaExecutor final : public Executor {
 
   int device_;
   bool plain_;  // own plain kernels alone
+  bool fp8_;    // products of transformers in e4m3
   bool hopper_ = false;
   int multiprocessors_ = 0;
   std::string name_;

@@ -9,6 +9,11 @@
 namespace ultraflash::cuda {
 namespace {
 
+// Products in fp8: width from which on weights are quantised, and rows from which on it pays. Time
+// modulation and text, which every token depends on, have fewer rows.
+constexpr int64_t kLeastFp8 = 1024;
+constexpr int64_t kLeastFp8Rows = 1024;
+
 constexpr int64_t kChannelUnit = 8;  // of bf16: 16 bytes, what tensor-core kernels load at once
 
 int64_t out_size(int64_t in, int64_t low, int64_t high, int64_t kernel, int64_t stride) {
@@ -50,7 +55,7 @@ void reorder_taps(const Tensor& weight, const Tensor& result) {
 }  // namespace
 
 size_t CudaLinear::size_bytes() const {
-  return size_of(weight) + size_of(bias) + size_of(bias_f32);
+  return size_of(weight) + size_of(bias) + size_of(bias_f32) + size_of(weight8) + size_of(scales8);
 }
 size_t CudaConv::size_bytes() const { return size_of(weight) + size_of(bias) + size_of(bias_f32); }
 
@@ -80,6 +85,17 @@ void CudaExecutor::do_prepare(Linear& linear, const PrepareOptions& options) {
     prepared->streamed = linear.weights;
   } else {
     prepared->weight = joined_parts(linear.weights, options.compute);
+  }
+  // The products of a transformer block; small ones are no faster in fp8.
+  if (fp8_ && !options.streamed && options.compute == DType::kBF16 &&
+      linear.in_features >= kLeastFp8 && linear.out_features >= kLeastFp8 &&
+      linear.in_features % 16 == 0 && linear.out_features % 16 == 0 &&
+      kernels::quantises(linear.in_features)) {
+    prepared->weight8 = do_empty(DType::kF8E4M3, {linear.out_features, linear.in_features});
+    prepared->scales8 = do_empty(DType::kF32, {linear.out_features});
+    kernels::quantise_rows(prepared->weight.raw(), linear.out_features, linear.in_features,
+                           prepared->weight8.mutable_raw(),
+                           reinterpret_cast<float*>(prepared->scales8.mutable_raw()), stream_);
   }
   synchronize();  // other executors' streams read it
   linear.prepared = std::move(prepared);
@@ -115,9 +131,50 @@ void CudaExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
   conv.prepared = std::move(prepared);
 }
 
+bool CudaExecutor::product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight,
+                                  int64_t in, int64_t out, Activation activation, const Tensor& y) {
+  const Tensor x8 = do_empty(DType::kF8E4M3, {rows, in});
+  const Tensor scales = do_empty(DType::kF32, {rows});
+  auto* x_scales = reinterpret_cast<float*>(scales.mutable_raw());
+  kernels::quantise_rows(x.raw(), rows, in, x8.mutable_raw(), x_scales, stream_);
+  ProductArgs args;
+  args.dtype = DType::kBF16;
+  args.x = x8.raw();
+  args.w = weight.weight8.raw();
+  args.x_scales = x_scales;
+  args.w_scales = floats(weight.scales8);
+  args.y = y.mutable_raw();
+  args.rows = rows;
+  args.in = in;
+  args.out = out;
+  args.bias = bytes(weight.bias);
+  args.activation = activation;
+  void* workspace = workspace_.mutable_raw();
+  const size_t size = workspace_.size_bytes();
+  if (blas_->fuses(args.dtype, activation) && blas_->product(args, workspace, size, stream_)) {
+    return true;
+  }
+  args.activation = Activation::kNone;
+  if (activation != Activation::kNone && blas_->product(args, workspace, size, stream_)) {
+    kernels::finish_product(y.mutable_raw(), nullptr, rows, out, activation, stream_);
+    return true;
+  }
+  args.bias = nullptr;
+  if (!blas_->product(args, workspace, size, stream_)) return false;
+  if (weight.bias.defined() || activation != Activation::kNone) {
+    kernels::finish_product(y.mutable_raw(), floats(weight.bias_f32), rows, out, activation,
+                            stream_);
+  }
+  return true;
+}
+
 void CudaExecutor::product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
                            int64_t out, Activation activation, const Tensor& y) {
   if (rows * out == 0) return;
+  if (weight.weight8.defined() && rows >= kLeastFp8Rows &&
+      product_in_fp8(x, rows, weight, in, out, activation, y)) {
+    return;
+  }
   const Tensor w =
       weight.streamed.empty() ? weight.weight : joined_parts(weight.streamed, weight.compute);
   ProductArgs args;

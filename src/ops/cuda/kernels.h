@@ -112,6 +112,18 @@ struct ConvArgs {
 };
 void convolve(const ConvArgs& args, cudaStream_t stream);
 
+// --- products in fp8 (quantise.cu)
+// ----------------------------------------------------------------
+
+/// Whether quantise_rows takes rows of this length.
+bool quantises(int64_t dim);
+/// bf16 rows -> e4m3 rows and f32 scales [rows]: x is about y * scale, the largest element is 448.
+void quantise_rows(const void* x, int64_t rows, int64_t dim, void* y, float* scales,
+                   cudaStream_t stream);
+/// y = activation(y + bias) in place, y bf16 [rows, dim], bias f32 [dim] or null.
+void finish_product(void* y, const float* bias, int64_t rows, int64_t dim, Activation activation,
+                    cudaStream_t stream);
+
 // --- norms and residuals (norm.cu) ---------------------------------------------------------------
 
 /// A vector for all rows, or f32 rows with strides: token n of sample b uses
