@@ -53,42 +53,48 @@ __global__ void shuffle_kernel(const T* x, int64_t columns, int64_t channels, in
   }
 }
 
+// blockIdx.y: where in the outer axis; the inner ones fit 32-bit arithmetic, as a 64-bit division
+// costs more than the 16 bytes that it finds.
 template <typename T>
-__global__ void swap_kernel(const T* x, int64_t rows, int64_t columns, int64_t run, T* y,
-                            int64_t count) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    const int64_t at = i % run;
-    const int64_t row = i / run % rows;  // of the result's inner axis
-    const int64_t column = i / (run * rows) % columns;
-    const int64_t outer = i / (run * rows * columns);
-    y[i] = x[((outer * rows + row) * columns + column) * run + at];
+__global__ void swap_kernel(const T* x, uint32_t rows, uint32_t columns, uint32_t run, T* y) {
+  const int64_t outer = blockIdx.y;
+  const uint32_t count = rows * columns * run;
+  x += outer * count;
+  y += outer * count;
+  for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+    const uint32_t at = i % run;
+    const uint32_t row = i / run % rows;  // of the result's inner axis
+    const uint32_t column = i / (run * rows);
+    y[i] = x[(row * columns + column) * run + at];
   }
 }
 
+// blockIdx.y: a row of the result; blockIdx.z: its frame.
 template <typename T>
-__global__ void gather_frames_kernel(GatherArgs a, int64_t run, const T* x, const T* past, T* out,
-                                     int64_t count) {
-  const int64_t tall = a.height * a.upsample;
-  const int64_t wide = a.width * a.upsample;
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    const int64_t at = i % run;
-    int64_t tap = i / run % a.taps;
-    const int64_t pixel = i / (run * a.taps);
-    const int64_t column = pixel % wide / a.upsample;
-    const int64_t row = pixel / wide % tall / a.upsample;
-    const int64_t frame_out = pixel / (wide * tall);
-    const int64_t sample = frame_out / a.out_frames;
-    if (a.reversed) tap = a.taps - 1 - tap;
-    int64_t frame = frame_out % a.out_frames * a.stride_time + tap - a.zero_frames;
+__global__ void gather_frames_kernel(GatherArgs a, uint32_t run, const T* x, const T* past,
+                                     T* out) {
+  const auto upsample = static_cast<uint32_t>(a.upsample);
+  const auto taps = static_cast<uint32_t>(a.taps);
+  const auto width = static_cast<uint32_t>(a.width);
+  const int64_t sample = blockIdx.z / a.out_frames;
+  const int64_t first_frame = blockIdx.z % a.out_frames * a.stride_time - a.zero_frames;
+  const uint32_t row = blockIdx.y / upsample;
+  const uint32_t count = width * upsample * taps * run;
+  out += (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * count;
+  const int64_t line = int64_t{width} * run;
+  for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+    const uint32_t at = i % run;
+    uint32_t tap = i / run % taps;
+    const uint32_t column = i / (run * taps) / upsample;
+    if (a.reversed) tap = taps - 1 - tap;
+    int64_t frame = first_frame + tap;
     T value{};
     if (frame >= a.past_frames) {
-      frame -= a.past_frames;
-      value = x[(((sample * a.frames + frame) * a.height + row) * a.width + column) * run + at];
+      frame += sample * a.frames - a.past_frames;
+      value = x[(frame * a.height + row) * line + column * run + at];
     } else if (frame >= 0) {
-      value =
-          past[(((sample * a.past_frames + frame) * a.height + row) * a.width + column) * run + at];
+      frame += sample * a.past_frames;
+      value = past[(frame * a.height + row) * line + column * run + at];
     }
     out[i] = value;
   }
@@ -99,6 +105,19 @@ __global__ void crop_kernel(const T* x, int64_t stored, int64_t channels, T* y, 
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count;
        i += int64_t{gridDim.x} * blockDim.x) {
     y[i] = x[i / channels * stored + i % channels];
+  }
+}
+
+// A thread per pixel of 8 stored channels of 2 bytes.
+__global__ void crop_pixels(const uint4* x, uint32_t channels, uint16_t* y, int64_t pixels) {
+  for (int64_t p = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; p < pixels;
+       p += int64_t{gridDim.x} * blockDim.x) {
+    const uint4 in = x[p];
+    const uint32_t words[4] = {in.x, in.y, in.z, in.w};
+#pragma unroll
+    for (uint32_t c = 0; c < 8; ++c) {
+      if (c < channels) y[p * channels + c] = static_cast<uint16_t>(words[c / 2] >> c % 2 * 16);
+    }
   }
 }
 
@@ -171,24 +190,32 @@ void swap_axes(const void* x, int64_t outer, int64_t rows, int64_t columns, int6
   with_width(run_bytes, x, y, nullptr, [&](auto tag) {
     using T = decltype(tag);
     const auto run = run_bytes / static_cast<int64_t>(sizeof(T));
-    const int64_t count = outer * rows * columns * run;
-    swap_kernel<T><<<grid_for(count), 256, 0, stream>>>(static_cast<const T*>(x), rows, columns,
-                                                        run, static_cast<T*>(y), count);
+    require(outer <= 65535 && rows * columns * run < int64_t{1} << 31, "swap_axes: sizes");
+    const dim3 grid(grid_for(rows * columns * run), static_cast<unsigned>(outer));
+    swap_kernel<T><<<grid, 256, 0, stream>>>(static_cast<const T*>(x), static_cast<uint32_t>(rows),
+                                             static_cast<uint32_t>(columns),
+                                             static_cast<uint32_t>(run), static_cast<T*>(y));
   });
   UF_CUDA_LAUNCHED();
 }
 
 void gather_frames(const GatherArgs& args, void* out, cudaStream_t stream) {
   const int64_t bytes = args.channels * args.element_bytes;
-  const int64_t pixels = args.samples * args.out_frames * args.height * args.width * args.upsample *
-                         args.upsample * args.taps;
-  if (bytes * pixels == 0) return;
+  const int64_t images = args.samples * args.out_frames;
+  const int64_t rows = args.height * args.upsample;
+  const int64_t columns = args.width * args.upsample;
+  if (bytes * images * rows * columns * args.taps == 0) return;
   with_width(bytes, args.x, args.past, out, [&](auto tag) {
     using T = decltype(tag);
     const auto run = bytes / static_cast<int64_t>(sizeof(T));
-    gather_frames_kernel<T><<<grid_for(pixels * run), 256, 0, stream>>>(
-        args, run, static_cast<const T*>(args.x), static_cast<const T*>(args.past),
-        static_cast<T*>(out), pixels * run);
+    const int64_t count = columns * args.taps * run;
+    require(images <= 65535 && rows <= 65535 && count < int64_t{1} << 31, "gather_frames: sizes");
+    // Some elements for each thread, since the addresses of a row are worked out once.
+    const dim3 grid(ceil_div(count, 256 * 8), static_cast<unsigned>(rows),
+                    static_cast<unsigned>(images));
+    gather_frames_kernel<T>
+        <<<grid, 256, 0, stream>>>(args, static_cast<uint32_t>(run), static_cast<const T*>(args.x),
+                                   static_cast<const T*>(args.past), static_cast<T*>(out));
   });
   UF_CUDA_LAUNCHED();
 }
@@ -197,7 +224,11 @@ void crop_channels(const void* x, int64_t pixels, int64_t stored, int64_t channe
                    int element_bytes, void* y, cudaStream_t stream) {
   const int64_t count = pixels * channels;
   if (count == 0) return;
-  if (element_bytes == 2) {
+  if (element_bytes == 2 && stored == 8 && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
+    crop_pixels<<<grid_for(pixels), 256, 0, stream>>>(static_cast<const uint4*>(x),
+                                                      static_cast<uint32_t>(channels),
+                                                      static_cast<uint16_t*>(y), pixels);
+  } else if (element_bytes == 2) {
     crop_kernel<<<grid_for(count), 256, 0, stream>>>(static_cast<const uint16_t*>(x), stored,
                                                      channels, static_cast<uint16_t*>(y), count);
   } else {
