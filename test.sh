@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Checks everything that this machine can check, after installing what that needs and is missing
-# (Debian packages): the form of the code, the directions of the includes, then three builds with
+# (Debian packages): the form of the code, the directions of the includes, then four builds with
 # their tests, which replay the fuzz corpora too. Warnings are errors in all of them.
 #
 #   cpu     gcc, release code, all libraries
 #   asan    clang, address and undefined behaviour sanitizers
 #   plain   gcc without oneDNN, FFmpeg and libpng: our own code alone
+#   train   as cpu with the trainer; tests what that adds. Fetches libtorch (700 MB) once
 #
 #   ./test.sh           all of it
 #   ./test.sh --quick   only the first build
@@ -14,7 +15,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-builds=(cpu asan plain)
+builds=(cpu asan plain train)
 if [[ $# == 1 && $1 == --quick ]]; then
   builds=(cpu)
 elif (($# > 0)); then
@@ -39,6 +40,9 @@ check() {
   fi
 }
 
+# Of the preset `train` only what `cpu` does not have.
+selection() { if [[ $1 == train ]]; then echo '^test_(autograd|train)'; else echo .; fi; }
+
 # run_tests PRESET: the results go to build/PRESET/results; failures are counted from there.
 run_tests() {
   local folder=$root/build/$1
@@ -46,12 +50,14 @@ run_tests() {
   rm -rf "$folder/results"
   mkdir -p "$folder/results/gtest"
   GTEST_OUTPUT=xml:$folder/results/gtest/ GTEST_BRIEF=1 \
-    ctest --test-dir "$folder" --output-on-failure --parallel "$(nproc)" \
-    --output-junit "$folder/results/ctest.xml" 2>&1 | tee "$folder/results/ctest.log" || true
+    ctest --test-dir "$folder" --tests-regex "$(selection "$1")" --output-on-failure \
+    --parallel "$(nproc)" --output-junit "$folder/results/ctest.xml" 2>&1 | tee "$folder/results/ctest.log" || true
 }
 
 headline "packages"
-"$root/tools/setup.sh" test
+groups=(test)
+if [[ " ${builds[*]} " == *" train "* ]]; then groups+=(train); fi
+"$root/tools/setup.sh" "${groups[@]}"
 
 check "include rules" "$root/tools/check_includes.py" --self-test
 check "includes" "$root/tools/check_includes.py"

@@ -6,9 +6,12 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 preset=${1:?usage: tools/build.sh PRESET [TARGET...]}
 shift
 
-# One compiler a core, and 1 GiB for each: the largest sources need 0.8 GiB.
+# One compiler a core, and 1 GiB for each: the largest sources need 0.8 GiB, with libtorch 1.6.
 jobs=$(nproc)
-memory=$(awk '$1 == "MemAvailable:" { print int($2 / 1048576) }' /proc/meminfo)
+gibibytes=1
+if [[ $preset == train* ]]; then gibibytes=2; fi
+memory=$(awk -v each=$gibibytes '$1 == "MemAvailable:" { print int($2 / 1048576 / each) }' \
+  /proc/meminfo)
 if ((memory < jobs)); then jobs=$((memory > 1 ? memory : 1)); fi
 
 folder=$root/build/$preset
