@@ -153,14 +153,17 @@ Status write_eval_set(const EvalSetOptions& options) {
   if (error) return make_status(StatusCode::kIo, "{}: {}", options.folder, error.message());
   const std::string path = (fs::path(options.folder) / "captions.jsonl").string();
   std::ofstream list(path, std::ios::binary);
+  const std::string prompts_path = (fs::path(options.folder) / "captions.txt").string();
+  std::ofstream prompts(prompts_path, std::ios::binary);
   for (int64_t i = 0; i < options.count; ++i) {
     const auto index = static_cast<uint64_t>(i);
     const Scene scene = sample_scene(options.seed, index, options.split);
     CaptionLine line;
-    line.file = fmt::format("clip_{:05}.mp4", i);
+    line.file = options.count > 1 ? fmt::format("clip-{:04}.mp4", i) : "clip.mp4";
     line.caption = caption(scene, options.seed, index, 0, CaptionDetail::kFull);
     line.scene = name_scene(scene);
     list << caption_line_json(line) << '\n';
+    prompts << line.caption << '\n';
     if (options.render_scale == 0) continue;
     const RenderWindow window = RenderWindow::whole(options.render_scale, 0, 1);
     SinkOptions sink_options;
@@ -182,6 +185,8 @@ Status write_eval_set(const EvalSetOptions& options) {
   }
   list.flush();
   if (!list) return make_status(StatusCode::kIo, "{}: writing failed", path);
+  prompts.flush();
+  if (!prompts) return make_status(StatusCode::kIo, "{}: writing failed", prompts_path);
   return {};
 }
 

@@ -51,9 +51,10 @@ std::string report_json(const EvalReport& report);
 /// red at the left tell whether colour, shape, motion and background are right.
 Result<RgbImage> report_sheet(const EvalReport& report, int64_t max_clips);
 
-/// Writes a captions.jsonl of `count` full captions of scenes, held-out ones unless `split` says
-/// otherwise, for files clip_00000.mp4 and so on. With `render_scale` 1 to 3 the videos are
-/// rendered too, `frames` frames each: the truth that the evaluator is checked with.
+/// Writes `count` full captions of scenes, held-out ones unless `split` says otherwise:
+/// captions.jsonl for evaluate(), and captions.txt with one a line, for files named as `ultraflash
+/// generate --prompt-file captions.txt --out clip.mp4` names them. With `render_scale` 1 to 3 the
+/// videos are rendered too, `frames` frames each: the truth that the evaluator is checked with.
 struct EvalSetOptions {
   std::string folder;
   int64_t count = 200;
