@@ -64,13 +64,19 @@ Result<std::unique_ptr<Objective>> make_objective(TrainContext& context) {
 }
 
 Result<TrainConfig> read_config(const TrainOptions& options) {
-  UF_ASSIGN(TrainConfig config, load_train_config(options.config, options.set));
-  if (options.ranks > 0) config.gpus = options.ranks;
+  std::vector<std::string> changes;
   if (options.random_weights) {
-    config.init = {};
-    config.init.text_embeddings = "random";
-    if (config.stage != TrainStage::kAutoencoder) config.data.source = "random";
+    for (const char* field :
+         {"autoencoder", "text_encoder", "generator", "real_score", "tokenizer"}) {
+      changes.push_back(fmt::format("init.{}=", field));
+    }
+    changes.emplace_back("init.text_embeddings=random");
+    changes.emplace_back("data.source=random");
   }
+  changes.insert(changes.end(), options.set.begin(),
+                 options.set.end());  // these have the last word
+  UF_ASSIGN(TrainConfig config, load_train_config(options.config, changes));
+  if (options.ranks > 0) config.gpus = options.ranks;
   if (options.trial) {
     config.flow.sample_clips = 0;
     config.evaluate.captions = 0;
