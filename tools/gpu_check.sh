@@ -54,6 +54,13 @@ check ops 600 "$bin/test_ops" '--gtest_filter=*cuda*' --gtest_brief=1
 if [[ -x $bin/test_block_sparse ]]; then
   check block_sparse 600 "$bin/test_block_sparse"
 fi
+if [[ -x $bin/test_dense_attention ]]; then
+  check dense_attention 600 "$bin/test_dense_attention" --bench
+fi
+if [[ -x $bin/full_size_check ]]; then
+  check full_size_1k 900 "$bin/full_size_check"
+  $quick || check full_size_2k 900 "$bin/full_size_check" 2k
+fi
 goldens=("$root"/tests/golden/*.safetensors)
 if [[ -n ${UF_GOLDEN_DIR:-} ]]; then goldens+=("$UF_GOLDEN_DIR"/*.safetensors); fi
 check goldens_f32 600 "$bin/ultraflash" verify --device cuda --tolerance 1e-3 "${goldens[@]}"
@@ -71,12 +78,18 @@ bench() {
 clips=10
 $quick && clips=3
 bench 1k_bf16 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips $clips
+bench 1k_fp8 --recipe ultra-flash-1k --random-weights --dtype fp8 --clips $clips
 if ! $quick; then
   bench 2k_bf16 --recipe ultra-flash-2k --random-weights --dtype bf16 --clips $clips
+  bench 2k_fp8 --recipe ultra-flash-2k --random-weights --dtype fp8 --clips $clips
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
       check "$tool" 1800 compute-sanitizer --tool "$tool" --error-exitcode 1 \
         "$bin/test_ops" '--gtest_filter=*cuda_f32*:*cuda_bf16*' --gtest_brief=1
+      if [[ -x $bin/test_dense_attention ]]; then
+        check "${tool}_dense" 1800 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+          "$bin/test_dense_attention"
+      fi
     done
   fi
 fi

@@ -43,6 +43,15 @@ Result<std::unique_ptr<Executor>> make_executor(const ExecutorOptions& options) 
     return make_status(StatusCode::kInvalidArgument,
                        "'{}' is no device; choose auto, cpu, cuda or cuda:N", options.device);
   }
+  if (options.device == "auto") {
+    for (const cuda::CudaDevice& device : cuda::list_cuda_devices()) {
+      if (!device.usable) continue;
+      ExecutorOptions chosen = options;
+      chosen.device = device.name;
+      Result<std::unique_ptr<Executor>> made = make_cuda(chosen);
+      if (made.ok()) return made;
+    }
+  }
   try {
     cpu::CpuOptions cpu;
     cpu.threads = options.threads;

@@ -376,7 +376,7 @@ TEST(EngineTest, ErrorsSayWhatToDo) {
   options.device = "gpu";
   EXPECT_NE(message_of(tiny_recipe(), options, StatusCode::kInvalidArgument).find("cuda"),
             std::string::npos);
-  options.device = "cuda";
+  options.device = "cuda:99";
   message_of(tiny_recipe(), options, StatusCode::kUnsupported);
   options = cpu_options();
   options.dtype = "int4";

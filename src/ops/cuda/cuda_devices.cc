@@ -38,7 +38,8 @@ std::vector<CudaDevice> list_cuda_devices() {
   int runtime = 0;
   static_cast<void>(cudaRuntimeGetVersion(&runtime));
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
-    return {{"cuda", false, "no NVIDIA driver is installed; use --device cpu"}};
+    return {
+        {"cuda", false, "no NVIDIA driver is installed, so CUDA cannot be used; use --device cpu"}};
   }
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
@@ -52,8 +53,8 @@ std::vector<CudaDevice> list_cuda_devices() {
     static_cast<void>(cudaGetLastError());
     return {{"cuda", false,
              error == cudaSuccess || error == cudaErrorNoDevice
-                 ? std::string("the driver names no GPU; use --device cpu")
-                 : fmt::format("the driver answers '{}'; use --device cpu",
+                 ? std::string("the CUDA driver names no GPU; use --device cpu")
+                 : fmt::format("the CUDA driver answers '{}'; use --device cpu",
                                cudaGetErrorString(error))}};
   }
   std::vector<CudaDevice> devices;

@@ -90,7 +90,7 @@ Result<std::unique_ptr<Executor>> make_cuda_executor(const CudaOptions& options)
       if (devices[0].name == "cuda") {  // none at all: the entry says why
         return Status(StatusCode::kUnsupported, devices[0].description);
       }
-      return make_status(StatusCode::kUnsupported, "there is no GPU {}; the driver names {}",
+      return make_status(StatusCode::kUnsupported, "there is no GPU {}; the CUDA driver names {}",
                          options.device, devices.size());
     }
     if (!found->usable) return Status(StatusCode::kUnsupported, found->description);
