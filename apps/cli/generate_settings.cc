@@ -112,6 +112,8 @@ void GenerateSettings::add_to(CLI::App& app) {
              "Effort of x264", {"veryfast"});
   add_text(app, "--save-lr", save_lr, "PATH",
            "Also write the generator's own pictures, at scale 1, to this file");
+  add_integer(app, "--enlarge", enlarge, 1, 8,
+              "Enlarge the pictures so many times for viewing, without adding detail");
   app.add_flag("--json", json, "Print the result as JSON");
   engine.add_to(app);
   stream.add_to(app);
@@ -246,6 +248,7 @@ nlohmann::ordered_json GenerateSettings::stored(const std::string& made_of) cons
   }
   all["codec"] = codec;
   if (crf != 0) all["crf"] = crf;
+  if (enlarge != 1) all["enlarge"] = enlarge;
   if (bitrate != 0) all["bitrate"] = bitrate;
   all["encoder_preset"] = preset;
   return all;

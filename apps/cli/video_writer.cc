@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "media/image.h"
 #include "ultraflash/recipe.h"
 #include "ultraflash/version.h"
 
@@ -41,7 +42,8 @@ Result<std::unique_ptr<FrameSink>> VideoWriter::open_sink_at(const std::string& 
                       {"ultraflash_prompt", prompt},
                       {"ultraflash_seed", fmt::format("{}", settings_.stream.seed)},
                       {"ultraflash_settings", dump_json(stored, -1)}};
-  return open_sink(options, {width, height, info_.frames_per_second, 1});
+  return open_sink(
+      options, {width * settings_.enlarge, height * settings_.enlarge, info_.frames_per_second, 1});
 }
 
 Status VideoWriter::open(const std::string& prompt, const std::string& path,
@@ -57,8 +59,8 @@ Status VideoWriter::open(const std::string& prompt, const std::string& path,
   written_.path = path;
   written_.low_resolution_path = low_resolution_path;
   written_.sink = sink_->name();
-  written_.width = info_.width;
-  written_.height = info_.height;
+  written_.width = info_.width * settings_.enlarge;
+  written_.height = info_.height * settings_.enlarge;
   return {};
 }
 
@@ -107,14 +109,20 @@ Result<Written> VideoWriter::run(Session& session, ProgressLine& progress) {
 }
 
 Status VideoWriter::write(const Frames& frames) {
+  const auto put = [this](FrameSink& sink, const RgbFrame& frame) -> Status {
+    if (settings_.enlarge == 1) return sink.write(frame);
+    UF_ASSIGN(const RgbImage large,
+              resize(frame, frame.width * settings_.enlarge, frame.height * settings_.enlarge));
+    return sink.write(large.view());
+  };
   for (int64_t i = 0; i < frames.count; ++i) {
     UF_TRY(
-        sink_->write(RgbFrame::contiguous(frames.picture(i).data(), frames.width, frames.height)));
+        put(*sink_, RgbFrame::contiguous(frames.picture(i).data(), frames.width, frames.height)));
   }
   for (int64_t i = 0; small_ && i < frames.low_resolution_count; ++i) {
-    UF_TRY(small_->write(RgbFrame::contiguous(frames.low_resolution_picture(i).data(),
-                                              frames.low_resolution_width,
-                                              frames.low_resolution_height)));
+    UF_TRY(put(*small_,
+               RgbFrame::contiguous(frames.low_resolution_picture(i).data(),
+                                    frames.low_resolution_width, frames.low_resolution_height)));
   }
   return {};
 }
