@@ -34,7 +34,8 @@ std::string program() {
 
 std::string current_folder;
 
-[[noreturn]] void become_program(const ProgramRun& what, int out, int err) {
+[[noreturn]] void become_program(const std::string& path, const ProgramRun& what, int out,
+                                 int err) noexcept {
   if (what.close_stdout) {
     ::close(STDOUT_FILENO);
   } else if (!what.stdout_file.empty()) {
@@ -60,7 +61,6 @@ std::string current_folder;
   for (const auto& [name, value] : what.environment) {
     ::setenv(name.c_str(), value.c_str(), /*overwrite=*/1);
   }
-  const std::string path = program();
   std::vector<std::string> words = what.arguments;
   words.insert(words.begin(), path);
   std::vector<char*> argv;
@@ -81,11 +81,13 @@ bool read_some(int fd, std::string& into) {
 }  // namespace
 
 Outcome run(const ProgramRun& what) {
+  // Here, not in the child: thrown there, it would start the rest of the tests once more.
+  const std::string path = program();
   std::array<int, 2> out{};
   std::array<int, 2> err{};
   if (::pipe2(out.data(), O_CLOEXEC) != 0 || ::pipe2(err.data(), O_CLOEXEC) != 0) std::abort();
   const pid_t child = ::fork();
-  if (child == 0) become_program(what, out[1], err[1]);
+  if (child == 0) become_program(path, what, out[1], err[1]);
   ::close(out[1]);
   ::close(err[1]);
   if (what.break_stdout) ::close(out[0]);
