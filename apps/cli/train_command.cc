@@ -31,8 +31,7 @@ struct TrainSettings {
   bool trial = false;
   std::string write_embeddings;
   int64_t steps = -1;
-  double minutes = -1.0;
-  double pause_after = 0.0;
+  double minutes = 0.0;
   std::vector<std::string> set;
 };
 
@@ -76,7 +75,6 @@ int run_train(const TrainSettings& settings) {
   options.ranks = std::max(settings.gpus, settings.ranks);
   options.steps = settings.steps;
   options.minutes = settings.minutes;
-  options.pause_after = settings.pause_after;
   options.set = settings.set;
   options.random_weights = settings.random_weights;
   options.trial = settings.trial;
@@ -135,11 +133,9 @@ void add_train(CLI::App& app, Command& chosen) {
                       "Only sum over that many GPUs, check the sums and print the bandwidth");
   command->add_option("--steps", settings->steps,
                       "Steps of the whole run, instead of the config's");
-  command->add_option("--minutes", settings->minutes,
-                      "Time limit of the whole run, instead of the config's; 0: none");
-  command->add_option("--pause-after", settings->pause_after,
+  command->add_option("--minutes,--pause-after", settings->minutes,
                       "Minutes after which this command writes a checkpoint and ends; go on with "
-                      "--resume");
+                      "--resume. The whole run's are the config's (--set minutes=30)");
   command->add_option("--set", settings->set, "Another value of one field: optimizer.lr=1e-3");
   command->add_flag("--random-weights", settings->random_weights,
                     "Read nothing: random networks and text embeddings, noise for clips");

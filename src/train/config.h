@@ -304,8 +304,8 @@ struct TrainConfig {
   int64_t log_every = 50;
   int64_t sheet_every = 0;       // steps; 0: only at the end
   int64_t checkpoint_every = 0;  // steps; 0: only at the end
-  /// Checkpoints of 4 bytes a parameter (average in bf16, weights and second moments in 8 bits,
-  /// first moments start anew) instead of 16: not bit-exact.
+  /// Checkpoints of 4.5 bytes a parameter (average in bf16; weights, as their difference from it,
+  /// and first moments in 8 bits; second moments in 4) instead of 16: not bit-exact.
   bool compact_checkpoint = false;
   OptimizerConfig optimizer;
   OptimizerConfig critic_optimizer;  // of the fake score

@@ -83,6 +83,9 @@ class Objective {
   virtual Status start(int64_t first_step) = 0;
   /// Forward, backward and update; `lr_factor` scales every learning rate.
   virtual void step(int64_t step, double lr_factor, Meter& meter) = 0;
+  /// Floating-point operations that a step of this rank takes on average, as step_cost.h counts
+  /// them; 0: not counted.
+  [[nodiscard]] virtual double step_cost() const { return 0.0; }
   /// Measured on unseen data with the averaged weights.
   virtual Measures evaluate() { return {}; }
   virtual std::optional<RgbImage> sheet() { return std::nullopt; }

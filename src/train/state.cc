@@ -32,6 +32,26 @@ void put_scaled(std::vector<NamedTensor>& tensors, const std::string& name, cons
   put(tensors, name + ".scale", scale.reshape({1}));
 }
 
+// Second moments are positive and spread over many orders of magnitude: their roots in 4 bits, two
+// a byte, as steps of a factor of sqrt(2) below the largest of their row. What is smaller than
+// 1/181 of it is taken for that much, which makes a step of Adam smaller, never larger.
+constexpr double kStepsPerOctave = 2.0;
+constexpr int64_t kLastStep = 15;
+
+int64_t rows_of(at::IntArrayRef sizes) { return sizes.size() >= 2 ? sizes[0] : 1; }
+
+void put_logarithmic(std::vector<NamedTensor>& tensors, const std::string& name,
+                     const at::Tensor& x) {
+  const at::Tensor rows = x.detach().to(at::kCPU, at::kFloat).reshape({rows_of(x.sizes()), -1});
+  const at::Tensor largest = rows.amax(1, /*keepdim=*/true).clamp_min(1e-30F);
+  at::Tensor steps = (rows / largest).log2().mul(-kStepsPerOctave).round();
+  steps = steps.clamp(0.0, static_cast<double>(kLastStep)).to(at::kByte).reshape({-1});
+  if (steps.numel() % 2 != 0) steps = at::cat({steps, at::zeros({1}, at::kByte)});
+  const at::Tensor pairs = steps.reshape({-1, 2});
+  put(tensors, name, pairs.select(1, 0) * 16 + pairs.select(1, 1));
+  put(tensors, name + ".largest", largest.reshape({-1}));
+}
+
 struct Reader {
   const Checkpoint& checkpoint;
 
@@ -50,6 +70,16 @@ struct Reader {
     UF_ASSIGN(const at::Tensor scale, get(name + ".scale", {1}));
     return stored.to(at::kFloat) * scale;
   }
+  Result<at::Tensor> get_logarithmic(const std::string& name, at::IntArrayRef sizes) const {
+    const int64_t count = c10::multiply_integers(sizes);
+    UF_ASSIGN(const at::Tensor pairs, get(name, {(count + 1) / 2}));
+    UF_ASSIGN(const at::Tensor largest, get(name + ".largest", {rows_of(sizes)}));
+    const at::Tensor steps = at::stack({pairs.div(16, "floor"), pairs.remainder(16)}, 1)
+                                 .reshape({-1})
+                                 .narrow(0, 0, count);
+    const at::Tensor shares = at::exp2(steps.to(at::kFloat) / -kStepsPerOctave);
+    return (shares.reshape({rows_of(sizes), -1}) * largest.reshape({-1, 1})).reshape(sizes);
+  }
 };
 
 Status load_set(const Reader& reader, TrainedSet& set, bool compact) {
@@ -64,9 +94,13 @@ Status load_set(const Reader& reader, TrainedSet& set, bool compact) {
     if (compact) {
       UF_ASSIGN(const at::Tensor average, reader.get(named("average"), sizes));
       UF_ASSIGN(const at::Tensor difference, reader.get_scaled(named("difference"), sizes));
-      UF_ASSIGN(const at::Tensor root, reader.get_scaled(named("second_root"), sizes));
+      UF_ASSIGN(const at::Tensor first, reader.get_scaled(named("first"), sizes));
       leaves[i].copy_(average.to(at::kFloat) + difference);
       if (set.average) set.average->values()[i].copy_(average);
+      set.optimizer->first_moments()[i].copy_(first);
+      set.optimizer->second_moments()[i].zero_();
+      if (reader.checkpoint.find(named("second_root")) == nullptr) continue;
+      UF_ASSIGN(const at::Tensor root, reader.get_logarithmic(named("second_root"), sizes));
       set.optimizer->second_moments()[i].copy_(root.square());
       continue;
     }
@@ -131,7 +165,10 @@ Result<std::filesystem::path> save_state(const std::filesystem::path& out,
         const at::Tensor average = set->best()[i].detach().to(at::kBFloat16);
         put(tensors, named("average"), average);
         put_scaled(tensors, named("difference"), leaves[i].detach() - average.to(at::kFloat));
-        put_scaled(tensors, named("second_root"), second.sqrt());
+        put_scaled(tensors, named("first"), set->optimizer->first_moments()[i]);
+        // Muon has none.
+        if (second.any().item<bool>())
+          put_logarithmic(tensors, named("second_root"), second.sqrt());
         continue;
       }
       put(tensors, named("weight"), leaves[i]);

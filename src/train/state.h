@@ -47,7 +47,7 @@ struct RunCounters {
 inline constexpr int64_t kMaxPartBytes = int64_t{15} << 20;
 
 /// Writes `out`/checkpoint-<step>/ and removes older checkpoints of `out`. Exact: 16 bytes a
-/// parameter. Compact: 4 (see TrainConfig::compact_checkpoint).
+/// parameter. Compact: 4.5 (see TrainConfig::compact_checkpoint).
 Result<std::filesystem::path> save_state(const std::filesystem::path& out,
                                          const std::vector<TrainedSet*>& sets,
                                          const RunCounters& counters, bool compact);

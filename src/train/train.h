@@ -29,8 +29,7 @@ struct TrainOptions {
   std::string device = "cpu";    // "cpu", "cuda", "cuda:N"
   int64_t ranks = 0;             // replaces the config's gpus, when positive
   int64_t steps = -1;            // replaces the config's, when not negative
-  double minutes = -1.0;         // likewise
-  double pause_after = 0.0;      // minutes after which this process stops; 0: never
+  double minutes = 0.0;          // after which this process stops; 0: only config.minutes counts
   int64_t stop_after = -1;       // ends this process (not the run) after so many steps; for tests
   std::vector<std::string> set;  // "optimizer.lr=1e-3": overrides of single fields
   /// Nothing is read: networks and text embeddings are random numbers, clips are noise (data.source

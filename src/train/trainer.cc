@@ -82,7 +82,6 @@ Result<TrainConfig> read_config(const TrainOptions& options) {
     config.evaluate.captions = 0;
   }
   if (options.steps >= 0) config.steps = options.steps;
-  if (options.minutes >= 0.0) config.minutes = options.minutes;
   UF_TRY(config.validate());
   return config;
 }
@@ -139,7 +138,7 @@ class Run {
       if (config.sheet_every > 0 && step % config.sheet_every == 0) UF_TRY(look());
       if (config.checkpoint_every > 0 && step % config.checkpoint_every == 0) UF_TRY(save());
       if (options_.interrupted && options_.interrupted()) stop = true;
-      if (options_.pause_after > 0.0 && process_seconds() >= pause_seconds()) stop = true;
+      if (options_.minutes > 0.0 && process_seconds() >= pause_seconds()) stop = true;
       if (options_.stop_after >= 0 && step - first >= options_.stop_after) stop = true;
       now = decide(stop);
     }
@@ -176,7 +175,7 @@ class Run {
     return reserve_seconds(limit) + kMeasureMargin * measure_seconds_;
   }
   [[nodiscard]] double pause_seconds() const {
-    const double limit = options_.pause_after * 60.0;
+    const double limit = options_.minutes * 60.0;
     return limit - reserve(limit);
   }
   [[nodiscard]] double seconds() const { return earlier_seconds_ + process_seconds(); }
@@ -244,6 +243,19 @@ class Run {
     return measures;
   }
 
+  // Clips of all ranks; operations of one of them (see step_cost.h); memory of the fullest.
+  void add_speed(Measures& measures, double step_seconds) {
+    const std::array<double, 1> peak = {parallel_.take_peak_memory()};
+    const std::vector<double> peaks = parallel_.group().gather(std::span<const double>(peak));
+    measures.emplace_back(
+        "clips_per_second",
+        static_cast<double>(context_.config.batch * parallel_.size()) / step_seconds);
+    const double cost = objective_.step_cost();
+    if (cost > 0.0) measures.emplace_back("tflops", 1e-12 * cost / step_seconds);
+    const double most = *std::max_element(peaks.begin(), peaks.end());
+    if (most > 0.0) measures.emplace_back("peak_gb", 1e-9 * most);
+  }
+
   // The one place of the loop that waits for the device.
   Status report(double factor, bool& stop) {
     Measures measures = take_measures();
@@ -253,6 +265,7 @@ class Run {
     start_interval();
     measures.emplace_back("lr", context_.config.optimizer.lr * factor);
     measures.emplace_back("step_seconds", step_seconds);
+    add_speed(measures, step_seconds);
     if (!journal_) return {};
     UF_TRY(journal_->add(counters_.step, seconds(), measures));
     if (!options_.progress) return {};

@@ -259,8 +259,9 @@ TEST(State, CompactCheckpointsAreCloseAndRefuseAnotherNetwork) {
     // near.
     EXPECT_TRUE(at::allclose(loaded.parameters->leaves()[i], saved.parameters->leaves()[i],
                              /*rtol=*/0.01, /*atol=*/0.01));
+    // The root in 4 bits, steps of half an octave: resume_test.cc has the limits.
     EXPECT_TRUE(at::allclose(loaded.optimizer->second_moments()[i],
-                             saved.optimizer->second_moments()[i], /*rtol=*/0.15, /*atol=*/1e-4));
+                             saved.optimizer->second_moments()[i], /*rtol=*/0.42, /*atol=*/1e-4));
   }
   loaded.name = "another";
   EXPECT_EQ(load_state(*path, {&loaded}, counters).code(), StatusCode::kNotFound);

@@ -7,6 +7,7 @@
 #include "train/latent_bank.h"
 #include "train/objective.h"
 #include "train/rollout.h"
+#include "train/step_cost.h"
 
 namespace ultraflash {
 namespace {
@@ -74,6 +75,13 @@ class CausalObjective final : public Objective {
     loss.backward();
     meter.add("loss", loss);
     meter.add("gradient_norm", trained_.update(lr_factor));
+  }
+
+  [[nodiscard]] double step_cost() const override {
+    const bool teacher = context_.config.causal.mode == CausalMode::kTeacherForcing;
+    return kForwardAndBackward *
+           forward_cost(context_, context_.config.batch,
+                        teacher ? Visibility::kTeacherForcing : Visibility::kChunkCausal);
   }
 
   [[nodiscard]] bool samples() const override { return true; }

@@ -8,6 +8,7 @@
 #include "train/generator.h"
 #include "train/latent_bank.h"
 #include "train/objective.h"
+#include "train/step_cost.h"
 
 namespace ultraflash {
 namespace {
@@ -66,6 +67,10 @@ class FlowMatchingObjective final : public Objective {
     meter.add("loss", loss);
     if (!text_.prepared) meter.add("gradient_norm_text", trained_text_.update(lr_factor));
     meter.add("gradient_norm", trained_generator_.update(lr_factor));
+  }
+
+  [[nodiscard]] double step_cost() const override {
+    return kForwardAndBackward * forward_cost(context_, context_.config.batch, Visibility::kAll);
   }
 
   Measures evaluate() override {

@@ -8,6 +8,7 @@
 #include "train/latent_bank.h"
 #include "train/objective.h"
 #include "train/rollout.h"
+#include "train/step_cost.h"
 
 namespace ultraflash {
 namespace {
@@ -109,6 +110,19 @@ class OdeObjective final : public Objective {
     loss.backward();
     meter.add("loss", loss);
     meter.add("gradient_norm", trained_.update(lr_factor));
+  }
+
+  // With the teacher's trajectories, spread over the steps between them.
+  [[nodiscard]] double step_cost() const override {
+    const OdeConfig& c = context_.config.ode;
+    double cost = kForwardAndBackward *
+                  forward_cost(context_, context_.config.batch, Visibility::kChunkCausal);
+    if (c.refresh_every > 0) {
+      const double passes = (c.guidance == 1.0 ? 1.0 : 2.0) * static_cast<double>(c.teacher_steps);
+      cost += passes * forward_cost(context_, c.make_batch, Visibility::kAll) /
+              static_cast<double>(c.refresh_every);
+    }
+    return cost;
   }
 
   [[nodiscard]] bool samples() const override { return true; }

@@ -8,6 +8,7 @@
 #include "train/latent_bank.h"
 #include "train/objective.h"
 #include "train/rollout.h"
+#include "train/step_cost.h"
 
 namespace ultraflash {
 namespace {
@@ -82,6 +83,20 @@ class SelfForcingObjective final : public Objective {
     const double progress = static_cast<double>(step) /
                             static_cast<double>(std::max<int64_t>(context_.config.steps, 1));
     update_critic(step, learning_rate_factor(critic, step, progress), meter);
+  }
+
+  // Of DMD: the critic on a rollout each step; every critic_per_generator steps a rollout of which
+  // one pass is differentiated, and the scores of the fake and (twice) the real network. SiD and
+  // GAN differentiate their scores too, which is not counted.
+  [[nodiscard]] double step_cost() const override {
+    const TrainConfig& config = context_.config;
+    const double all = forward_cost(context_, config.batch, Visibility::kAll);
+    const double causal = forward_cost(context_, config.batch, Visibility::kChunkCausal);
+    const double rollout =
+        causal * rollout_passes(context_, static_cast<int64_t>(plan_.timesteps.size()));
+    return rollout + kForwardAndBackward * all +
+           (rollout + (kForwardAndBackward - 1.0) * causal + 3.0 * all) /
+               static_cast<double>(config.self_forcing.critic_per_generator);
   }
 
   [[nodiscard]] bool samples() const override { return true; }

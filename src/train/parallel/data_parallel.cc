@@ -1,6 +1,7 @@
 #include "train/parallel/data_parallel.h"
 
 #include <ATen/core/grad_mode.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <utility>
@@ -94,6 +95,16 @@ void DataParallel::synchronize() const {
   if (!device_.is_cuda()) return;
   const c10::impl::VirtualGuardImpl gpu(c10::DeviceType::CUDA);
   gpu.synchronizeDevice(device_.index());
+}
+
+double DataParallel::take_peak_memory() const {
+  if (!device_.is_cuda()) return 0.0;
+  auto* const allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
+  const auto total = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  const double peak = static_cast<double>(
+      allocator->getDeviceStats(device_.index()).allocated_bytes.at(total).peak);
+  allocator->resetPeakStats(device_.index());
+  return peak;
 }
 
 uint64_t checksum(const std::vector<at::Tensor>& tensors) {

@@ -48,6 +48,9 @@ class DataParallel {
   void average(const at::Tensor& flat) const;
   /// Waits for all work of this rank's device.
   void synchronize() const;
+  /// Most memory that tensors of this rank's GPU took at once since the last call, in bytes; 0 on a
+  /// CPU.
+  [[nodiscard]] double take_peak_memory() const;
 
  private:
   DataParallel(std::shared_ptr<RankGroup> group, at::Device device)
