@@ -120,7 +120,7 @@ TEST(RankGroup, RefusesWhatIsNoGroup) {
 
 constexpr const char* kSteady =
     R"("batch": 4, "seed": 5, "optimizer": {"lr": 1e-3, "eps": 1e-1, "warmup_steps": 0,
-       "schedule": "constant"})";
+       "schedule": "constant"}, "critic_optimizer": {"schedule": "constant"})";
 
 class RanksTest : public ::testing::Test {
  protected:
