@@ -41,7 +41,7 @@ std::map<std::string, std::vector<std::string>> all_options() {
       {"generate",
        {"--prompt-file", "--prompt-at", "--switch", "--text-embedding", "--save-text-embedding",
         "--seconds", "--frames", "--endless", "--out", "--format", "--codec", "--crf", "--bitrate",
-        "--encoder-preset", "--save-lr"}},
+        "--encoder-preset", "--save-lr", "--enlarge"}},
       {"verify",
        {"files", "--device", "--dtype", "--inject-masks", "--tolerance", "--threads", "--json"}},
       {"bench", {"--clips", "--no-encode", "--json-file"}},

@@ -151,6 +151,19 @@ TEST_F(GenerateTest, SavesTheGeneratorsOwnPicturesToo) {
   EXPECT_EQ(small.frames, 8);
 }
 
+TEST_F(GenerateTest, EnlargesForViewing) {
+  ASSERT_TRUE(is_success(run(generate({"-p", "a", "--frames", "2", "-o", "plain.y4m"}))));
+  ASSERT_TRUE(
+      is_success(run(generate({"-p", "a", "--frames", "2", "--enlarge", "3", "-o", "large.y4m"}))));
+  const Video plain = read_video(file("plain.y4m"));
+  const Video large = read_video(file("large.y4m"));
+  EXPECT_EQ(large.width, 3 * plain.width);
+  EXPECT_EQ(large.height, 3 * plain.height);
+  EXPECT_EQ(large.frames, plain.frames);
+  EXPECT_TRUE(
+      is_sentence(run(generate({"-p", "a", "--enlarge", "9", "-o", "x.y4m"})), 2, "enlarge"));
+}
+
 TEST_F(GenerateTest, OneVideoForEachLineOfAPromptFile) {
   write_file(file("prompts.txt"),
              "\xEF\xBB\xBF"

@@ -3,19 +3,18 @@
 // One tile = 128 queries (a window block) of one head. A CTA has one producer warp, which follows
 // the list of the tile and copies K and V blocks of 128 keys into a ring in shared memory, and two
 // consumer warpgroups of 64 queries each. Per key block a consumer computes S = Q K^T (m64n128k16,
-// both operands in shared memory), P = exp2(S c - shift) in f32, and O += P V with P from registers.
-// O += P V of one block and S of the next are issued together, and the consumers take turns: while
-// one computes exponentials, the other keeps the tensor cores busy. The shift is the row maximum of
-// a tile's first block and moves when a later sum tells that it must (next_softmax).
+// both operands in shared memory), P = exp2(S c - shift) in f32, and O += P V with P from
+// registers. O += P V of one block and S of the next are issued together, and the consumers take
+// turns: while one computes exponentials, the other keeps the tensor cores busy. The shift is the
+// row maximum of a tile's first block and moves when a later sum tells that it must (next_softmax).
 // CTAs stay and draw tiles from a counter, in the order of tile_order.cu.
 //
 // bf16 in and out, f32 accumulation; P is rounded to bf16 for P V, its sum is not.
 // Shared memory at head_dim 128: Q 32 KiB + 3 x (K 32 KiB + V 32 KiB). Registers: 232 per consumer
-// thread (S 64, O 64, P 32), 40 per producer thread. Bound by the tensor cores (2048 of their clocks
-// per pair of blocks, beside 1056 clocks of exponentials and 64 KiB from L2), and in a long run by
-// the power limit.
-// Structure after FlashAttention-3 (arXiv 2407.08608), sections 3.1 and 3.2; the lazy shift is that
-// of FlashAttention-4 taken further.
+// thread (S 64, O 64, P 32), 40 per producer thread. Bound by the tensor cores (2048 of their
+// clocks per pair of blocks, beside 1056 clocks of exponentials and 64 KiB from L2), and in a long
+// run by the power limit. Structure after FlashAttention-3 (arXiv 2407.08608), sections 3.1
+// and 3.2; the lazy shift is that of FlashAttention-4 taken further.
 #pragma once
 
 #include <cuda_bf16.h>
