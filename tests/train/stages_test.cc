@@ -137,7 +137,7 @@ TEST(Stages, FollowEachOtherAndLoadIntoTheEngine) {
   const std::string models = (folder / "models").string();
   const std::string init = R"("init": {"autoencoder": ")" + models + R"(", "text_encoder": ")" +
                            models + R"(", "generator": ")" + models + R"(", "real_score": ")" +
-                           models + R"("})";
+                           models + R"(", "upsampler": ")" + models + R"("})";
   run(folder.stage("autoencoder", "models", R"("batch": 4, "steps": 10)"));
 
   TrainOptions flow =
@@ -180,6 +180,48 @@ TEST(Stages, FollowEachOtherAndLoadIntoTheEngine) {
                     "self_forcing": {"critic_per_generator": 2, "loss": ")" +
                          loss + R"("})");
     expect_exact_resume(forcing, folder, 6, 3);
+  }
+
+  {
+    SCOPED_TRACE("upsampler");
+    for (const std::string scale : {"2", "3"}) {
+      TrainOptions upsampler = folder.stage(
+          "upsampler", "models",
+          init + R"(, "batch": 4, "steps": 40, "optimizer": {"lr": 3e-3, "warmup_steps": 5})");
+      upsampler.set = {"cascade.scales=[" + scale + "]", "init.upsampler="};
+      Losses distance{{}, "distance"};
+      distance.attach(upsampler);
+      run(upsampler);
+      ASSERT_EQ(distance.values.size(), 40U);
+      EXPECT_LT(distance.last_third(), 0.9 * distance.first_third());
+      if (scale == "3") expect_exact_resume(upsampler, folder, 6, 2);
+    }
+  }
+  {
+    SCOPED_TRACE("sr");
+    TrainOptions sr = folder.stage("sr", "models", init + R"(, "batch": 4, "steps": 40,
+                                   "optimizer": {"lr": 2e-3, "warmup_steps": 5})");
+    Losses flow_loss{{}, "loss"};
+    flow_loss.attach(sr);
+    run(sr);
+    ASSERT_EQ(flow_loss.values.size(), 40U);
+    EXPECT_LT(flow_loss.last_third(), 0.97 * flow_loss.first_third());
+    expect_exact_resume(sr, folder, 5, 2);
+  }
+  for (const std::string weight : {"0", "1"}) {
+    SCOPED_TRACE("sr_sparse, dmd " + weight);
+    TrainOptions sparse = folder.stage("sr_sparse", "sparse",
+                                       init + R"(, "batch": 2, "steps": 24,
+        "optimizer": {"lr": 1e-3, "warmup_steps": 5}, "critic_optimizer": {"lr": 1e-3},
+        "sr_sparse": {"group_frames": [2], "critic_per_student": 2, "dmd": )" +
+                                           weight + "}");
+    sparse.set = {"init.refiner=" + models, "bank.latent_frames=6"};
+    Losses latent{{}, "latent"};
+    latent.attach(sparse);
+    run(sparse);
+    ASSERT_GE(latent.values.size(), 8U);
+    EXPECT_LT(latent.last_third(), 1.05 * latent.first_third());
+    expect_exact_resume(sparse, folder, 6, 3);
   }
 
   // What came out is what the engine reads.
