@@ -140,14 +140,16 @@ struct AutoencoderConfig {
   int64_t crops_per_clip = 1;  // at scales above 1
   double l1 = 1.0;             // weights of the losses
   double mse = 4.0;
-  double gradient = 0.5;   // L1 of spatial differences
-  double detail = 0.0;     // more weight on errors where the truth has detail: 1 + detail times its
-                           // local slope over the mean one
-  double temporal = 0.25;  // L1 of differences between frames
-  double latent_kl = 0.01;     // of each latent channel's mean and variance to a unit normal
-  double latent_noise = 0.05;  // deviation of noise added to latents before decoding
-  // Of a decoder that is trained alone (ultra-flash-training 3.2):
-  double teacher = 0.0;          // L1 to what the base decoder makes of the same latents
+  double gradient = 0.5;  // L1 of spatial differences
+  /// More weight on errors where the truth has detail: 1 + detail times its local slope over the
+  /// mean one.
+  double detail = 0.0;
+  double temporal = 0.25;       // L1 of differences between frames
+  double latent_kl = 0.01;      // of each latent channel's mean and variance to a unit normal
+  double latent_noise = 0.05;   // deviation of noise added to latents before decoding
+  bool freeze_encoder = false;  // only the decoder learns: what was trained on the latents stays
+  // Above scale 1 (ultra-flash-training 3.2):
+  double teacher = 0.0;          // L1 to what the autoencoder of scale 1 shows
   double upsampled_share = 0.0;  // of the batches, from small clips through init.upsampler
   int64_t eval_clips = 8;        // unseen clips measured at each scale
   int64_t eval_frames = 24;
@@ -165,6 +167,7 @@ struct AutoencoderConfig {
     visit("temporal", temporal);
     visit("latent_kl", latent_kl);
     visit("latent_noise", latent_noise);
+    visit("freeze_encoder", freeze_encoder);
     visit("teacher", teacher);
     visit("upsampled_share", upsampled_share);
     visit("eval_clips", eval_clips);

@@ -17,7 +17,8 @@ constexpr int64_t kDegradeNoise = 91;  // apart from the draws of steps
 
 StreamWindow StreamWindow::draw(const TrainContext& context, int64_t step, int64_t purpose,
                                 int64_t reach, int64_t frames) {
-  StepRandom random(context, step, purpose);
+  // Of one length on every rank: none shall wait for another.
+  StepRandom random = StepRandom::shared(context, step, purpose);
   StreamWindow window;
   window.frames = frames;
   const int64_t last = context.config.bank.latent_frames - frames;

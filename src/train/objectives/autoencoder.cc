@@ -1,5 +1,5 @@
-// Stage 1: the tiny encoder and decoder together, or the ultra decoder alone on the latents of a
-// frozen encoder.
+// Stage 1: the tiny encoder and decoder together, the decoder alone once other networks have learnt
+// the latents, or the ultra decoder on the latents of a frozen encoder.
 //
 // Raw output frame r of the decoder reconstructs input frame r, so a latent frame shows the four
 // frames it was made of; the decoder's first frames_to_trim() frames are dropped at inference and
@@ -54,15 +54,20 @@ class AutoencoderObjective final : public Objective {
     averaged_ = std::make_shared<ParameterSet>(context_.device, /*trainable=*/false);
     UF_TRY(bind_pair(*trained_.parameters, *base, encoder_, decoder_));
     UF_TRY(bind_pair(*averaged_, *base, averaged_encoder_, averaged_decoder_));
-    if (!joint_) {
+    if (c.scale > 1 && (!joint_ || c.teacher > 0.0 || c.upsampled_share > 0.0)) {
       UF_ASSIGN(base_, FrozenAutoencoder::open(context_));
-      encoder_ = averaged_encoder_ = base_.encoder;
-      if (c.upsampled_share > 0.0) {
-        for (const int64_t scale : c.data_scales) {
-          if (scale == 1 || upsamplers_.contains(scale)) continue;
-          UF_ASSIGN(upsamplers_[scale], UpsamplerNetwork::open(context_, config.init.upsampler,
-                                                               scale, /*trainable=*/false));
-        }
+      if (!joint_) encoder_ = averaged_encoder_ = base_.encoder;
+    }
+    if (c.upsampled_share > 0.0) {
+      if (trains_encoder()) {
+        return make_status(StatusCode::kInvalidArgument,
+                           "autoencoder.upsampled_share: an upsampler knows the latents of an "
+                           "encoder that stays; set freeze_encoder");
+      }
+      for (const int64_t scale : c.data_scales) {
+        if (scale == 1 || upsamplers_.contains(scale)) continue;
+        UF_ASSIGN(upsamplers_[scale], UpsamplerNetwork::open(context_, config.init.upsampler, scale,
+                                                             /*trainable=*/false));
       }
     }
     trained_.begin(config.optimizer, &config.ema);
@@ -90,7 +95,7 @@ class AutoencoderObjective final : public Objective {
     const at::Tensor target = clips.to(at::kFloat).div_(255.0);  // [b, t, h, w, 3]
     at::Tensor latent = from_small(step) ? enlarged(step, target) : encode(encoder_, target);
     at::Tensor loss = at::zeros({}, context_.f32());
-    if (joint_) {
+    if (trains_encoder()) {
       const at::Tensor mean = latent.mean({0, 1, 2, 3});
       const at::Tensor variance = latent.var({0, 1, 2, 3}, /*correction=*/0) + 1e-6;
       const at::Tensor kl = 0.5 * (mean.square() + variance - variance.log() - 1.0).mean();
@@ -204,11 +209,14 @@ class AutoencoderObjective final : public Objective {
                         });
   }
 
+  [[nodiscard]] bool trains_encoder() const {
+    return joint_ && !context_.config.autoencoder.freeze_encoder;
+  }
+
   at::Tensor encode(const TinyEncoder& encoder, const at::Tensor& pictures) const {
     MemoryState state;
     const at::Tensor x = pictures.to(to_torch(context_.compute));
-    if (joint_) return to_torch(encoder.run(context_.ops(), from_torch(x), state)).to(at::kFloat);
-    const at::NoGradGuard no_grad;
+    const at::AutoGradMode gradients(at::GradMode::is_enabled() && trains_encoder());
     return to_torch(encoder.run(context_.ops(), from_torch(x), state)).to(at::kFloat);
   }
 
@@ -243,15 +251,15 @@ class AutoencoderObjective final : public Objective {
     const double k = context_.config.autoencoder.detail;
     return ((1.0 + k * local / (local.mean() + 1e-6)) / (1.0 + k)).unsqueeze(4);
   }
-  // What the base decoder makes of the true latents.
+  // What the autoencoder of scale 1 shows.
   [[nodiscard]] at::Tensor taught(const at::Tensor& pictures) const {
     const at::NoGradGuard no_grad;
-    return decode(base_.decoder, encode(encoder_, pictures));
+    return decode(base_.decoder, encode(base_.encoder, pictures));
   }
   // Whether this step decodes what an upsampler makes of the small clips.
   [[nodiscard]] bool from_small(int64_t step) const {
     return upsamplers_.contains(scale_of(step)) &&
-           StepRandom(context_, step, kSmallDraw).uniform() <
+           StepRandom::shared(context_, step, kSmallDraw).uniform() <
                context_.config.autoencoder.upsampled_share;
   }
   at::Tensor enlarged(int64_t step, const at::Tensor& pictures) const {
@@ -259,7 +267,7 @@ class AutoencoderObjective final : public Objective {
     const int64_t scale = scale_of(step);
     const at::Tensor small =
         resized(pictures, pictures.size(2) / scale, pictures.size(3) / scale, ResizeFilter::kArea);
-    return upsamplers_.at(scale).run_window(context_, encode(encoder_, small), 0);
+    return upsamplers_.at(scale).run_window(context_, encode(base_.encoder, small), 0);
   }
 
   [[nodiscard]] int64_t scale_of(int64_t step) const {
@@ -324,7 +332,7 @@ class AutoencoderObjective final : public Objective {
   bool joint_ = true;
   TrainedSet trained_;
   std::shared_ptr<ParameterSet> averaged_;
-  FrozenAutoencoder base_;  // of a decoder that is trained alone
+  FrozenAutoencoder base_;  // of scale 1, above it
   std::map<int64_t, UpsamplerNetwork> upsamplers_;
   TinyEncoder encoder_, averaged_encoder_;
   TinyDecoder decoder_, averaged_decoder_;

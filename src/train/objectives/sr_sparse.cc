@@ -95,7 +95,8 @@ class SrSparseObjective final : public Objective {
 
   [[nodiscard]] Group draw_group(int64_t step) const {
     const SrSparseConfig& c = context_.config.sr_sparse;
-    StepRandom random(context_, step, kGroupDraw);
+    // Groups of one length on every rank.
+    StepRandom random = StepRandom::shared(context_, step, kGroupDraw);
     Group group;
     group.scale = data_->of_step(step).scale;
     group.frames = c.group_frames[static_cast<size_t>(

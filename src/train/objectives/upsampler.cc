@@ -63,8 +63,9 @@ class UpsamplerObjective final : public Objective {
     const PairBatch batch = bank_->sample(step, config.batch, 0.0, window.range());
     const auto shown = [&](const at::Tensor& x) { return x.narrow(1, window.lead, window.frames); };
     const at::Tensor z = shown(batch.high);
-    const bool from_damaged = batch.damaged.defined() && context_.progress >= c.degraded_after &&
-                              StepRandom(context_, step, kDamageDraw).uniform() < c.degraded_share;
+    const bool from_damaged =
+        batch.damaged.defined() && context_.progress >= c.degraded_after &&
+        StepRandom::shared(context_, step, kDamageDraw).uniform() < c.degraded_share;
     const at::Tensor l = from_damaged ? batch.damaged : batch.low;
     const at::Tensor u = upsampler_.run_window(context_, l, window.lead);
     const at::Tensor error = u - z;
