@@ -115,6 +115,9 @@ Status TrainConfig::validate() const {
         "autoencoder: frames and eval_frames are multiples of 4, data_scales a list of "
         "numbers from 1 to 8, crops_per_clip at least 1");
   }
+  if (!(autoencoder.object_crops >= 0.0 && autoencoder.object_crops <= 1.0)) {
+    return invalid("autoencoder.object_crops lies in [0, 1]");
+  }
   if (!(autoencoder.detail >= 0.0) || !(autoencoder.teacher >= 0.0) ||
       !(autoencoder.upsampled_share >= 0.0 && autoencoder.upsampled_share <= 1.0) ||
       (autoencoder.scale == 1 &&

@@ -138,6 +138,7 @@ struct AutoencoderConfig {
   std::vector<int64_t> data_scales = {1, 2, 3};
   int64_t frames = 16;         // of a clip, a multiple of 4
   int64_t crops_per_clip = 1;  // at scales above 1
+  double object_crops = 0.0;   // share of those crops that are around an object of a scene
   double l1 = 1.0;             // weights of the losses
   double mse = 4.0;
   double gradient = 0.5;  // L1 of spatial differences
@@ -160,6 +161,7 @@ struct AutoencoderConfig {
     visit("data_scales", data_scales);
     visit("frames", frames);
     visit("crops_per_clip", crops_per_clip);
+    visit("object_crops", object_crops);
     visit("l1", l1);
     visit("mse", mse);
     visit("gradient", gradient);

@@ -166,7 +166,7 @@ TEST(Stages, FollowEachOtherAndLoadIntoTheEngine) {
   const std::string models = (folder / "models").string();
   const std::string init = R"("init": {"autoencoder": ")" + models + R"(", "text_encoder": ")" +
                            models + R"(", "generator": ")" + models + R"(", "real_score": ")" +
-                           models + R"(", "upsampler": ")" + models + R"("})";
+                           models + R"("})";
   run(folder.stage("autoencoder", "models", R"("batch": 4, "steps": 10)"));
 
   TrainOptions flow =
@@ -211,48 +211,6 @@ TEST(Stages, FollowEachOtherAndLoadIntoTheEngine) {
     expect_exact_resume(forcing, folder, 6, 3);
   }
 
-  {
-    SCOPED_TRACE("upsampler");
-    for (const std::string scale : {"2", "3"}) {
-      TrainOptions upsampler = folder.stage(
-          "upsampler", "models",
-          init + R"(, "batch": 4, "steps": 40, "optimizer": {"lr": 3e-3, "warmup_steps": 5})");
-      upsampler.set = {"cascade.scales=[" + scale + "]", "init.upsampler="};
-      Losses distance{{}, "distance"};
-      distance.attach(upsampler);
-      run(upsampler);
-      ASSERT_EQ(distance.values.size(), 40U);
-      EXPECT_LT(distance.last_third(), 0.9 * distance.first_third());
-      if (scale == "3") expect_exact_resume(upsampler, folder, 6, 2);
-    }
-  }
-  {
-    SCOPED_TRACE("sr");
-    TrainOptions sr = folder.stage("sr", "models", init + R"(, "batch": 4, "steps": 40,
-                                   "optimizer": {"lr": 2e-3, "warmup_steps": 5})");
-    Losses flow_loss{{}, "loss"};
-    flow_loss.attach(sr);
-    run(sr);
-    ASSERT_EQ(flow_loss.values.size(), 40U);
-    EXPECT_LT(flow_loss.last_third(), 0.97 * flow_loss.first_third());
-    expect_exact_resume(sr, folder, 5, 2);
-  }
-  for (const std::string weight : {"0", "1"}) {
-    SCOPED_TRACE("sr_sparse, dmd " + weight);
-    TrainOptions sparse = folder.stage("sr_sparse", "sparse",
-                                       init + R"(, "batch": 2, "steps": 24,
-        "optimizer": {"lr": 1e-3, "warmup_steps": 5}, "critic_optimizer": {"lr": 1e-3},
-        "sr_sparse": {"group_frames": [2], "critic_per_student": 2, "dmd": )" +
-                                           weight + "}");
-    sparse.set = {"init.refiner=" + models, "bank.latent_frames=6"};
-    Losses latent{{}, "latent"};
-    latent.attach(sparse);
-    run(sparse);
-    ASSERT_GE(latent.values.size(), 8U);
-    EXPECT_LT(latent.last_third(), 1.05 * latent.first_third());
-    expect_exact_resume(sparse, folder, 6, 3);
-  }
-
   // What came out is what the engine reads.
   const Result<Recipe> recipe = Recipe::find((folder / "recipe.json").string());
   ASSERT_TRUE(recipe.ok()) << recipe.status().message();
@@ -264,6 +222,61 @@ TEST(Stages, FollowEachOtherAndLoadIntoTheEngine) {
   const Result<Engine> engine = Engine::load(*recipe, options);
   ASSERT_TRUE(engine.ok()) << engine.status().message();
   EXPECT_FALSE(engine->info().random_weights);
+}
+
+// Upsamplers, then the super-resolution transformer that uses them, then its distillation.
+TEST(Stages, AboveTheGeneratorFollowEachOther) {
+  const TrainingFolder folder("cascade");
+  const std::string models = (folder / "models").string();
+  const std::string small = R"("batch": 2, "steps": 24,
+      "optimizer": {"lr": 3e-3, "warmup_steps": 3}, "critic_optimizer": {"lr": 1e-3})";
+  for (const std::string scale : {"2", "3"}) {
+    SCOPED_TRACE("upsampler " + scale);
+    TrainOptions upsampler = folder.stage("upsampler", "models", small);
+    upsampler.set = {"cascade.scales=[" + scale + "]", "degrade.share=0.5"};
+    Losses distance{{}, "distance"};
+    distance.attach(upsampler);
+    run(upsampler);
+    ASSERT_EQ(distance.values.size(), 24U);
+    EXPECT_LT(distance.last_third(), 0.95 * distance.first_third());
+    if (scale == "2") expect_exact_resume(upsampler, folder, 4, 2);
+  }
+  {
+    SCOPED_TRACE("large decoder");
+    TrainOptions decoder = folder.stage("autoencoder", "models", R"("batch": 2, "steps": 8)");
+    decoder.set = {"autoencoder.scale=2",     "autoencoder.data_scales=[2,3]",
+                   "autoencoder.detail=2",    "autoencoder.object_crops=0.5",
+                   "autoencoder.teacher=0.5", "autoencoder.upsampled_share=0.5",
+                   "init.upsampler=" + models};
+    expect_exact_resume(decoder, folder, 4, 2);
+    decoder.out = models;
+    run(decoder);
+    EXPECT_TRUE(std::filesystem::exists(folder / "models/ultra_decoder.safetensors"));
+  }
+  {
+    SCOPED_TRACE("sr");
+    TrainOptions sr = folder.stage("sr", "models", small);
+    sr.set = {"init.upsampler=" + models, "init.decoder=" + models, "sr.guided_share=0.5"};
+    Losses loss{{}, "loss"};
+    loss.attach(sr);
+    run(sr);
+    ASSERT_EQ(loss.values.size(), 24U);
+    EXPECT_LT(loss.last_third(), 0.97 * loss.first_third());
+    expect_exact_resume(sr, folder, 4, 2);
+  }
+  for (const std::string weight : {"0", "1"}) {
+    SCOPED_TRACE("sr_sparse, dmd " + weight);
+    TrainOptions sparse = folder.stage("sr_sparse", "sparse", small);
+    sparse.set = {"init.upsampler=" + models,   "init.refiner=" + models,
+                  "sr_sparse.group_frames=[2]", "sr_sparse.critic_per_student=2",
+                  "sr_sparse.dmd=" + weight,    "sr_sparse.stream_share=0.5"};
+    Losses latent{{}, "latent"};
+    latent.attach(sparse);
+    run(sparse);
+    ASSERT_GE(latent.values.size(), 6U);
+    EXPECT_LT(latent.last_third(), 1.05 * latent.first_third());
+    expect_exact_resume(sparse, folder, 4, 2);
+  }
 }
 
 TEST(Training, SaysWhatIsMissing) {

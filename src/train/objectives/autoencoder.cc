@@ -7,6 +7,8 @@
 // decoder clamps them softly at 3, and the transformers expect that scale) and decoded with a
 // little noise, as generated latents are never exact.
 #include <algorithm>
+#include <cmath>
+#include <optional>
 
 #include "core/rng.h"
 #include "models/tiny_decoder.h"
@@ -17,12 +19,14 @@
 #include "train/objective.h"
 #include "train/pictures.h"
 #include "train/prefetcher.h"
+#include "train/world/render.h"
 
 namespace ultraflash {
 namespace {
 
 constexpr uint32_t kFrameSpan = 512;  // clips begin anywhere in so many frames
 constexpr uint64_t kCropSeed = 0x63726f70;
+constexpr double kAside = 0.5;  // of a crop's size, how far an object may be from its middle
 constexpr int64_t kSmallDraw = 1;
 constexpr int64_t kPixelsPerLatent = 8;
 
@@ -301,11 +305,29 @@ class AutoencoderObjective final : public Objective {
       window.scale = scale;
       window.first_frame = static_cast<int64_t>(random(0).x[0] % kFrameSpan);
       window.frames = frames;
-      const auto begin = [&](uint32_t bits, int64_t whole, int64_t part) {
-        return static_cast<int64_t>(bits) % ((whole * scale - part) / unit + 1) * unit;
+      // Where on this axis a crop of `part` of the picture's `whole` pixels begins.
+      const auto begin = [&](uint32_t bits, int64_t whole, int64_t part,
+                             const std::optional<double>& middle) {
+        const int64_t last = (whole * scale - part) / unit;  // in units
+        if (!middle) return static_cast<int64_t>(bits) % (last + 1) * unit;
+        const double aside = (static_cast<double>(rng::uniform(bits)) - 0.5) * kAside;
+        const double first = *middle + (aside - 0.5) * static_cast<double>(part);
+        return std::clamp<int64_t>(std::llround(first / static_cast<double>(unit)), 0, last) * unit;
       };
-      window.x = begin(place.x[0], context_.width(), width);
-      window.y = begin(place.x[1], context_.height(), height);
+      std::optional<double> x, y;
+      const std::optional<world::Scene> scene = clips_->scene(index);
+      if (scale > 1 && scene &&
+          static_cast<double>(rng::uniform(place.x[2])) < config.autoencoder.object_crops) {
+        const uint32_t object = place.x[3] % static_cast<uint32_t>(scene->object_count);
+        const world::Pose pose =
+            world::pose_at(scene->objects[object], window.first_frame + frames / 2);
+        const double pixels = static_cast<double>(scale * world::kBaseWidth) /
+                              static_cast<double>(world::kCanvasWidth);
+        x = pose.x * pixels;
+        y = pose.y * pixels;
+      }
+      window.x = begin(place.x[0], context_.width(), width, x);
+      window.y = begin(place.x[1], context_.height(), height, y);
       window.width = width;
       window.height = height;
       if (drawn) {
