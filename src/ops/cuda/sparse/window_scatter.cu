@@ -13,12 +13,11 @@
 
 #include <algorithm>
 
-#include "ops/cuda/sparse/block_sparse.h"
+#include "ops/cuda/sparse/window_scatter.h"
 
 namespace ultraflash::cuda {
 namespace {
 
-constexpr int kParts = 4;    // CTAs of a cluster
 constexpr int kColumns = 8;  // of a thread
 constexpr int kMaxWarps = 32;
 
@@ -91,7 +90,6 @@ struct ScatterParams {
   void *q, *pooled_q, *k, *v, *pooled_k;
   float eps;
   int dim, head_dim;
-  int parts;  // CTAs of a cluster
   int frames, height, width;
   int window_frames, window_height, window_width, window_tokens;
   int block_columns, spatial_blocks, query_blocks, cached_blocks, capacity_blocks;
@@ -106,12 +104,18 @@ struct TokenSource {
 // The parts of the cluster. sm_80 has none; the host code starts the clustered kernel on sm_90 and
 // later alone.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+__device__ __forceinline__ void cluster_arrive() {
+  cooperative_groups::this_cluster().barrier_arrive();
+}
+__device__ __forceinline__ void cluster_wait() {
+  cooperative_groups::this_cluster().barrier_wait();
+}
 __device__ __forceinline__ const float* cluster_part(float* pointer, int part) {
   return cooperative_groups::this_cluster().map_shared_rank(pointer, part);
 }
 #else
-__device__ __forceinline__ void cluster_sync() { __trap(); }
+__device__ __forceinline__ void cluster_arrive() { __trap(); }
+__device__ __forceinline__ void cluster_wait() { __trap(); }
 __device__ __forceinline__ const float* cluster_part(float* pointer, int) { return pointer; }
 #endif
 
@@ -141,7 +145,7 @@ struct Lines {
   Columns<T> q[TOKENS], k[TOKENS], v[TOKENS];
 };
 
-template <typename T, int TOKENS, int MAX_THREADS, int CTAS, bool CLUSTERED>
+template <typename T, int TOKENS, int MAX_THREADS, int CTAS, int PARTS>
 __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     scatter_kernel(const __grid_constant__ ScatterParams p) {
   extern __shared__ float4 scatter_memory[];
@@ -151,15 +155,14 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   float* sums = partial + 2 * 2 * TOKENS * kMaxWarps;
   auto* sources = reinterpret_cast<TokenSource*>(sums + 2 * p.dim);
 
-  const int parts = CLUSTERED ? p.parts : 1;
-  const int part = CLUSTERED ? static_cast<int>(blockIdx.x) % parts : 0;
-  const int index = static_cast<int>(blockIdx.x) / parts;
+  const int part = static_cast<int>(blockIdx.x) % PARTS;
+  const int index = static_cast<int>(blockIdx.x) / PARTS;
   const int sample = index / p.query_blocks;
   const int block = index % p.query_blocks;
   const int temporal = block / p.spatial_blocks;
   const int space = block % p.spatial_blocks;
   const int half = p.head_dim / 2;
-  const int share = (p.window_tokens + parts - 1) / parts;
+  const int share = (p.window_tokens + PARTS - 1) / PARTS;
   const int begin = part * share;
   const int end = min(begin + share, p.window_tokens);
   const auto thread = static_cast<int>(threadIdx.x);
@@ -307,31 +310,48 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
       sums[p.dim + column + i] = sum_k[i];
     }
   }
-  if (CLUSTERED) {
-    cluster_sync();
+  if (PARTS > 1) {
+    cluster_arrive();
+    cluster_wait();
   } else {
     __syncthreads();
   }
   const float inverse_count = 1.0F / static_cast<float>(p.window_tokens);
-  const int columns = 2 * p.dim;
-  const int slice = (columns + parts - 1) / parts;
+  const int groups = 2 * p.dim / 4;  // of four columns; no group holds columns of q and of k
+  const int slice = (groups + PARTS - 1) / PARTS;
   T* mean_q = static_cast<T*>(p.pooled_q) + static_cast<int64_t>(index) * p.dim;
   T* mean_k = static_cast<T*>(p.pooled_k) + cache_block * p.dim;
-  for (int c = part * slice + thread; c < min((part + 1) * slice, columns); c += threads) {
-    float sum = 0.0F;
-    for (int other = 0; other < parts; ++other) {
-      sum += CLUSTERED ? cluster_part(sums, other)[c] : sums[c];
+  for (int g = part * slice + thread; g < min((part + 1) * slice, groups); g += threads) {
+    float4 share_of[PARTS];
+#pragma unroll
+    for (int other = 0; other < PARTS; ++other) {
+      const float* from = PARTS > 1 ? cluster_part(sums, other) : sums;
+      share_of[other] = reinterpret_cast<const float4*>(from)[g];
     }
-    store_mean(c < p.dim ? mean_q + c : mean_k + (c - p.dim), sum * inverse_count);
+    float4 sum = share_of[0];
+#pragma unroll
+    for (int other = 1; other < PARTS; ++other) {
+      sum.x += share_of[other].x;
+      sum.y += share_of[other].y;
+      sum.z += share_of[other].z;
+      sum.w += share_of[other].w;
+    }
+    T* to = 4 * g < p.dim ? mean_q + 4 * g : mean_k + (4 * g - p.dim);
+    store_mean(to, sum.x * inverse_count);
+    store_mean(to + 1, sum.y * inverse_count);
+    store_mean(to + 2, sum.z * inverse_count);
+    store_mean(to + 3, sum.w * inverse_count);
   }
-  if (CLUSTERED) cluster_sync();  // nobody leaves while its sums are read
+  if (PARTS > 1) {  // nobody leaves while its sums are read
+    cluster_arrive();
+    cluster_wait();
+  }
 }
 
-template <typename T, int TOKENS, int MAX_THREADS, int CTAS, bool CLUSTERED>
+template <typename T, int TOKENS, int MAX_THREADS, int CTAS, int PARTS>
 cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cudaStream_t stream) {
-  auto* kernel = scatter_kernel<T, TOKENS, MAX_THREADS, CTAS, CLUSTERED>;
-  const int parts = CLUSTERED ? params.parts : 1;
-  const int share = (params.window_tokens + parts - 1) / parts;
+  auto* kernel = scatter_kernel<T, TOKENS, MAX_THREADS, CTAS, PARTS>;
+  const int share = (params.window_tokens + PARTS - 1) / PARTS;
   const size_t bytes = (2 * 2 * TOKENS * kMaxWarps + 2 * static_cast<size_t>(params.dim)) * 4 +
                        static_cast<size_t>(share) * sizeof(TokenSource);
   if (bytes > 48 * 1024) {
@@ -340,30 +360,30 @@ cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cud
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks * parts));
+  config.gridDim = dim3(static_cast<unsigned>(blocks * PARTS));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(parts), 1, 1};
+  cluster.val.clusterDim = {PARTS, 1, 1};
   config.attrs = &cluster;
-  config.numAttrs = CLUSTERED ? 1 : 0;
+  config.numAttrs = PARTS > 1 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
 template <typename T>
 cudaError_t launch(const ScatterParams& params, int64_t blocks, bool clustered,
-                   cudaStream_t stream) {
+                   const ScatterTuning& tuning, cudaStream_t stream) {
   const int threads = (params.dim / kColumns + 31) / 32 * 32;
   if (threads > 192) {  // wider than the published models
-    return clustered ? launch<T, 2, 1024, 1, true>(params, blocks, threads, stream)
-                     : launch<T, 2, 1024, 1, false>(params, blocks, threads, stream);
+    return clustered ? launch<T, 2, 1024, 1, 4>(params, blocks, threads, stream)
+                     : launch<T, 2, 1024, 1, 1>(params, blocks, threads, stream);
   }
-  // What was measured fastest on an H200: four tokens at a time and two CTAs per multiprocessor.
   constexpr int kTokens = sizeof(T) == 2 ? 4 : 2;
-  return clustered ? launch<T, kTokens, 192, 2, true>(params, blocks, threads, stream)
-                   : launch<T, 2, 192, 2, false>(params, blocks, threads, stream);
+  if (!clustered) return launch<T, kTokens, 192, 2, 1>(params, blocks, threads, stream);
+  return tuning.parts == 8 ? launch<T, kTokens, 192, 2, 8>(params, blocks, threads, stream)
+                           : launch<T, kTokens, 192, 2, 4>(params, blocks, threads, stream);
 }
 
 __global__ void rotary_kernel(float2* table, const int64_t* first_frame, int frames, int height,
@@ -409,8 +429,8 @@ cudaError_t fill_rotary_table(const SparseShape& shape, const SparsePlace* place
   return cudaGetLastError();
 }
 
-cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& args,
-                           cudaStream_t stream) {
+cudaError_t launch_scatter(const SparseShape& shape, const WindowScatterArgs& args,
+                           const ScatterTuning& tuning, cudaStream_t stream) {
   if (shape.head_dim % kColumns != 0 || shape.dim() > 1024 * kColumns) return cudaErrorNotSupported;
   const int64_t blocks = shape.batch * shape.query_blocks();
   if (blocks == 0 || shape.dim() == 0) return cudaSuccess;
@@ -427,7 +447,6 @@ cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& ar
   p.v = args.v;
   p.pooled_k = args.pooled_k;
   p.eps = args.eps;
-  p.parts = kParts;
   p.dim = static_cast<int>(shape.dim());
   p.head_dim = static_cast<int>(shape.head_dim);
   p.frames = static_cast<int>(shape.frames);
@@ -451,8 +470,14 @@ cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& ar
     return error;
   }
   const bool clustered = major >= 9;
-  return shape.type == SparseType::kBF16 ? launch<__nv_bfloat16>(p, blocks, clustered, stream)
-                                         : launch<float>(p, blocks, clustered, stream);
+  return shape.type == SparseType::kBF16
+             ? launch<__nv_bfloat16>(p, blocks, clustered, tuning, stream)
+             : launch<float>(p, blocks, clustered, tuning, stream);
+}
+
+cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& args,
+                           cudaStream_t stream) {
+  return launch_scatter(shape, args, ScatterTuning{}, stream);
 }
 
 }  // namespace ultraflash::cuda
