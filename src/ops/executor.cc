@@ -73,8 +73,10 @@ void check_window_cache(const WindowCache& cache, const WindowGrid& grid, const 
                         int64_t batch, int64_t dim, DType dtype, const char* op) {
   const Shape expected{batch, place.capacity_blocks * grid.spatial_blocks(), grid.window.tokens(),
                        dim};
-  UF_CHECK(cache.k.defined() && cache.k.shape() == expected && cache.k.dtype() == dtype &&
-               cache.v.shape() == expected && cache.v.dtype() == dtype,
+  const bool own = cache.scales.defined();  // the executor's own layout
+  UF_CHECK(cache.k.defined() && cache.v.defined() && cache.k.shape() == expected &&
+               cache.v.dtype() == cache.k.dtype() && cache.v.numel() == expected.numel() &&
+               (own || (cache.k.dtype() == dtype && cache.v.shape() == expected)),
            "{}: cache {} and {}, expected {}", op, cache.k.to_string(), cache.v.to_string(),
            expected.to_string());
   UF_CHECK(cache.pooled_k.defined() && cache.pooled_k.shape() == (Shape{batch, expected[1], dim}),
@@ -134,6 +136,23 @@ Tensor Executor::linear(const Tensor& x, const Linear& weight, Activation activa
   UF_CHECK(x.rank() >= 1 && x.dim(-1) == weight.in_features,
            "linear: x {} meets a weight of {} inputs", x.to_string(), weight.in_features);
   return do_linear(x, weight, activation);
+}
+
+Tensor Executor::feed_forward(const Tensor& x, const Linear& first, Activation activation,
+                              const Linear& second) {
+  require_dense(x, "feed_forward", "x");
+  UF_CHECK(first.prepared != nullptr && second.prepared != nullptr,
+           "feed_forward: a weight was not prepared");
+  UF_CHECK(x.rank() >= 1 && x.dim(-1) == first.in_features &&
+               first.out_features == second.in_features,
+           "feed_forward: x {} meets weights of {} and {} inputs", x.to_string(), first.in_features,
+           second.in_features);
+  return do_feed_forward(x, first, activation, second);
+}
+
+Tensor Executor::do_feed_forward(const Tensor& x, const Linear& first, Activation activation,
+                                 const Linear& second) {
+  return do_linear(do_linear(x, first, activation), second, Activation::kNone);
 }
 
 Tensor Executor::temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) {
@@ -238,13 +257,41 @@ Tensor Executor::channel_norm(const Tensor& x, const Tensor& gamma, bool silu) {
   return do_channel_norm(x, gamma, silu);
 }
 
+KvCache Executor::kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
+                           int64_t heads) {
+  UF_CHECK(batch > 0 && tokens >= 0, "kv_cache: {} tokens of {} samples", tokens, batch);
+  require_heads(dim, heads, "kv_cache");
+  return do_kv_cache(dtype, batch, tokens, dim, heads);
+}
+
+KvCache Executor::do_kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
+                              int64_t /*heads*/) {
+  const Shape shape{batch, tokens, dim};
+  return {do_empty(dtype, shape), do_empty(dtype, shape)};
+}
+
+WindowCache Executor::window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                   const WindowShape& window, int64_t dim, int64_t heads) {
+  UF_CHECK(batch > 0 && blocks >= 0, "window_cache: {} blocks of {} samples", blocks, batch);
+  require_heads(dim, heads, "window_cache");
+  return do_window_cache(dtype, batch, blocks, window, dim, heads);
+}
+
+WindowCache Executor::do_window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                      const WindowShape& window, int64_t dim, int64_t /*heads*/) {
+  const Shape shape{batch, blocks, window.tokens(), dim};
+  return {do_empty(dtype, shape), do_empty(dtype, shape), do_empty(dtype, {batch, blocks, dim})};
+}
+
 Tensor Executor::qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                               float eps, const TokenGrid& grid, int64_t heads,
                               const ChunkPlace& place, KvCache& cache) {
   check_qkv(qkv, norm_q, norm_k, grid.tokens(), heads, "qkv_to_cache");
   const Shape expected{qkv.dim(0), place.ring_end * grid.tokens_per_frame(), qkv.dim(2) / 3};
-  UF_CHECK(cache.k.defined() && cache.k.shape() == expected && cache.v.shape() == expected &&
-               cache.k.dtype() == qkv.dtype() && cache.v.dtype() == qkv.dtype(),
+  const bool own = cache.scales.defined();  // the executor's own layout
+  UF_CHECK(cache.k.defined() && cache.v.defined() && cache.k.shape() == expected &&
+               cache.v.dtype() == cache.k.dtype() && cache.v.numel() >= expected.numel() &&
+               (own || (cache.v.shape() == expected && cache.k.dtype() == qkv.dtype())),
            "qkv_to_cache: cache {} and {}, expected {}", cache.k.to_string(), cache.v.to_string(),
            expected.to_string());
   UF_CHECK(place.first_slot >= 0 && place.first_slot < place.ring_end && place.ring_begin >= 0 &&
@@ -257,7 +304,7 @@ Tensor Executor::qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Ten
 Tensor Executor::attention_cached(const Tensor& q, const KvCache& cache, int64_t heads,
                                   int64_t tokens_per_frame, const ChunkPlace& place) {
   require_rank(q, 3, "attention_cached", "q");
-  require_dense(q, "attention_cached", "q");
+  require_contiguous(q, "attention_cached", "q");
   require_heads(q.dim(2), heads, "attention_cached");
   UF_CHECK(cache.k.defined() && cache.k.dtype() == q.dtype() && cache.k.dim(0) == q.dim(0) &&
                cache.k.dim(2) == q.dim(2) && place.visible_frames > 0 &&

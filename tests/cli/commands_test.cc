@@ -21,7 +21,7 @@ class CommandsTest : public CliTest {
 
 const std::vector<std::string> kEngineOptions = {
     "--recipe", "--weights",      "--random-weights", "--weights-seed", "--scale", "--device",
-    "--dtype",  "--memory-limit", "--threads",        "--window",       "--sink"};
+    "--dtype",  "--attention", "--memory-limit", "--threads",        "--window",       "--sink"};
 const std::vector<std::string> kStreamOptions = {"--seed",
                                                  "--trim",
                                                  "--condition-noise",

@@ -66,6 +66,8 @@ class CudaExecutor final : public Executor {
   void do_prepare(Linear& linear, const PrepareOptions& options) override;
   void do_prepare(Conv& conv, const PrepareOptions& options) override;
   Tensor do_linear(const Tensor& x, const Linear& weight, Activation activation) override;
+  Tensor do_feed_forward(const Tensor& x, const Linear& first, Activation activation,
+                         const Linear& second) override;
   Tensor do_temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) override;
   Tensor do_temporal_grow(const Tensor& x, const Linear& weight, int64_t frames) override;
   Tensor do_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -79,6 +81,8 @@ class CudaExecutor final : public Executor {
   ResidualNorm do_residual_layer_norm(Tensor x, const Tensor& y, const Tensor& gate,
                                       const Tensor& weight, const Tensor& bias, float eps) override;
   Tensor do_channel_norm(const Tensor& x, const Tensor& gamma, bool silu) override;
+  KvCache do_kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
+                      int64_t heads) override;
   Tensor do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k, float eps,
                          const TokenGrid& grid, int64_t heads, const ChunkPlace& place,
                          KvCache& cache) override;
@@ -86,6 +90,8 @@ class CudaExecutor final : public Executor {
                              int64_t tokens_per_frame, const ChunkPlace& place) override;
   Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                       const AttentionOptions& options) override;
+  WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks,
+                              const WindowShape& window, int64_t dim, int64_t heads) override;
   WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                                     float eps, const WindowGrid& grid, int64_t heads,
                                     const GroupPlace& place, WindowCache& cache) override;
@@ -123,8 +129,25 @@ class CudaExecutor final : public Executor {
 
   // cuda_products.cc
   Tensor joined_parts(const std::vector<Tensor>& parts, DType dtype);
-  bool product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
-                      int64_t out, Activation activation, const Tensor& y);
+  /// Rows in e4m3 with a scale each.
+  struct Fp8Rows {
+    Tensor source;  // what they were made of
+    Tensor values;
+    Tensor scales;
+  };
+  /// What a product left to be done to its result.
+  struct Rest {
+    const float* bias = nullptr;
+    Activation activation = Activation::kNone;
+    [[nodiscard]] bool none() const {
+      return bias == nullptr && activation == Activation::kNone;
+    }
+  };
+  [[nodiscard]] bool in_fp8(DType dtype, int64_t rows, int64_t dim) const;
+  Fp8Rows empty_fp8(int64_t rows, int64_t dim);
+  Fp8Rows fp8_rows(const Tensor& x, int64_t rows, int64_t dim, const Rest& before);
+  bool product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
+                      const Tensor& y, Rest& rest);
   void product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in, int64_t out,
                Activation activation, const Tensor& y);
   Tensor convolution(const Tensor& x, const CudaConv& weight, int64_t kernel_h, int64_t kernel_w,
@@ -141,6 +164,7 @@ class CudaExecutor final : public Executor {
   kernels::QkvArgs qkv_args(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                             float eps, const TokenGrid& grid, int64_t heads);
   void run_attention(const kernels::AttentionArgs& args);
+  Tensor attention_fp8(const Tensor& q, const KvCache& cache, int64_t heads, int64_t keys);
 
   // cuda_sparse.cc
   BlockMask empty_lists(const Shape& shape);
@@ -152,6 +176,7 @@ class CudaExecutor final : public Executor {
   int device_;
   bool plain_;  // own plain kernels alone
   bool fp8_;    // products of transformers in e4m3
+  bool fp8_attention_;
   bool hopper_ = false;
   int multiprocessors_ = 0;
   std::string name_;
@@ -165,6 +190,7 @@ class CudaExecutor final : public Executor {
   std::vector<Rotary> rotary_;
   Tensor group_rotary_;  // of the group that update_place saw last
   const std::byte* group_rotary_place_ = nullptr;
+  Fp8Rows ready_;         // of the last norm, until a product has taken it
   Tensor sparse_ticket_;  // what CTAs of block-sparse attention draw their tiles from
 };
 

@@ -12,7 +12,9 @@
 #include <cuda_bf16.h>
 
 #include <algorithm>
+#include <type_traits>
 
+#include "ops/cuda/quantise.cuh"
 #include "ops/cuda/sparse/window_scatter.h"
 
 namespace ultraflash::cuda {
@@ -88,6 +90,7 @@ struct ScatterParams {
   const float2* rotary;
   const int64_t* first_slot;
   void *q, *pooled_q, *k, *v, *pooled_k;
+  float* scales;  // e4m3
   float eps;
   int dim, head_dim;
   int frames, height, width;
@@ -145,7 +148,49 @@ struct Lines {
   Columns<T> q[TOKENS], k[TOKENS], v[TOKENS];
 };
 
-template <typename T, int TOKENS, int MAX_THREADS, int CTAS, int PARTS>
+/// v of tokens [begin, end) in e4m3, transposed: 16 tokens are 16 bytes of a row of 128. `sources`:
+/// where those tokens come from; `to`: the first byte of this thread's first column.
+template <typename T>
+__device__ __forceinline__ void write_values(const T* v, int64_t pitch, const TokenSource* sources,
+                                             int begin, int end, uint8_t* to) {
+  for (int first = begin; first < end; first += 16) {
+    uint32_t words[kColumns][4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Columns<T> in[8];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        const int from = sources[first + 8 * half + n - begin].row;
+        if (from >= 0) {
+          in[n].load(v + from * pitch);
+        } else {
+          in[n].clear();
+        }
+      }
+      // Tokens 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        float low[kColumns];
+        float high[kColumns];
+        in[2 * w].unpack(low);
+        in[2 * w + 1].unpack(high);
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) {
+          const uint32_t pair =
+              __nv_cvt_float2_to_fp8x2(make_float2(low[i], high[i]), __NV_SATFINITE, __NV_E4M3);
+          words[i][w] = half == 0 ? pair : words[i][w] | pair << 16;
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      *reinterpret_cast<uint4*>(to + 128 * i + first) =
+          make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
+    }
+  }
+}
+
+template <typename T, int TOKENS, int MAX_THREADS, int CTAS, int PARTS, bool FP8>
 __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     scatter_kernel(const __grid_constant__ ScatterParams p) {
   extern __shared__ float4 scatter_memory[];
@@ -193,15 +238,40 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     weight_q[i] = active ? p.norm_q[column + i] : 0.0F;
     weight_k[i] = active ? p.norm_k[column + i] : 0.0F;
   }
+  float factor_q = 1.0F;
+  float factor_k = 1.0F;
+  if (FP8) {  // 16 threads to a head
+    float top_q = 0.0F;
+    float top_k = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      top_q = fmaxf(top_q, fabsf(weight_q[i]));
+      top_k = fmaxf(top_k, fabsf(weight_k[i]));
+    }
+#pragma unroll
+    for (int step = 8; step >= 1; step /= 2) {
+      top_q = fmaxf(top_q, __shfl_xor_sync(0xFFFFFFFFU, top_q, step));
+      top_k = fmaxf(top_k, __shfl_xor_sync(0xFFFFFFFFU, top_k, step));
+    }
+    const float scale_q = fp8_head_scale(top_q, static_cast<float>(p.dim));
+    const float scale_k = fp8_head_scale(top_k, static_cast<float>(p.dim));
+    factor_q = 1.0F / scale_q;
+    factor_k = 1.0F / scale_k;
+    // Every CTA writes the same numbers.
+    if (active && thread % 16 == 0) p.scales[thread / 16] = scale_q * scale_k;
+  }
   int slot = static_cast<int>(*p.first_slot) + p.cached_blocks + temporal;
   if (slot >= p.capacity_blocks) slot -= p.capacity_blocks;
   const int64_t cache_block =
       (static_cast<int64_t>(sample) * p.capacity_blocks + slot) * p.spatial_blocks + space;
   const int64_t tokens = static_cast<int64_t>(p.frames) * p.height * p.width;
   const T* source = static_cast<const T*>(p.qkv) + sample * tokens * p.pitch + column;
-  T* q_out = static_cast<T*>(p.q) + static_cast<int64_t>(index) * p.window_tokens * p.dim + column;
-  T* k_out = static_cast<T*>(p.k) + cache_block * p.window_tokens * p.dim + column;
-  T* v_out = static_cast<T*>(p.v) + cache_block * p.window_tokens * p.dim + column;
+  using Out = std::conditional_t<FP8, uint8_t, T>;
+  const int64_t q_first = static_cast<int64_t>(index) * p.window_tokens * p.dim;
+  const int64_t k_first = cache_block * p.window_tokens * p.dim;
+  Out* q_out = static_cast<Out*>(p.q) + q_first + column;
+  Out* k_out = static_cast<Out*>(p.k) + k_first + column;
+  Out* v_out = static_cast<Out*>(p.v) + k_first + (FP8 ? 128 * column : column);
   const int warps = (threads + 31) / 32;
   const float inverse_dim = 1.0F / static_cast<float>(p.dim);
 
@@ -213,11 +283,11 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
         const T* row = source + from * p.pitch;
         lines.q[t].load(row);
         lines.k[t].load(row + p.dim);
-        lines.v[t].load(row + 2 * p.dim);
+        if (!FP8) lines.v[t].load(row + 2 * p.dim);
       } else {
         lines.q[t].clear();
         lines.k[t].clear();
-        lines.v[t].clear();
+        if (!FP8) lines.v[t].clear();
       }
     }
   };
@@ -244,8 +314,10 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     if (thread % kLanes == 0) totals[thread % 32 / kLanes * kMaxWarps + thread / 32] = total;
 #pragma unroll
     for (int t = 0; t < TOKENS; ++t) {
-      if (first + t < end && active) {
-        lines.v[t].store(v_out + static_cast<int64_t>(first + t) * p.dim);
+      if constexpr (!FP8) {
+        if (first + t < end && active) {
+          lines.v[t].store(v_out + static_cast<int64_t>(first + t) * p.dim);
+        }
       }
     }
     __syncthreads();
@@ -274,7 +346,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
         turn[i] = __ldg(p.rotary + row + at);
       }
       const auto finish = [&](Columns<T>& line, const float(&weight)[kColumns], float inverse,
-                              float(&sum)[kColumns], T* out) {
+                              float factor, float(&sum)[kColumns], Out* out) {
         line.unpack(x);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -283,18 +355,26 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
           x[2 * i] = a * turn[i].x - b * turn[i].y;
           x[2 * i + 1] = b * turn[i].x + a * turn[i].y;
         }
-        line.pack(x);
-        line.store(out);
+        if constexpr (FP8) {
+          *reinterpret_cast<Pack<uint8_t, kColumns>*>(out) = to_fp8(x, factor);
+          line.pack(x);  // the means are those of bf16
+        } else {
+          line.pack(x);
+          line.store(out);
+        }
 #pragma unroll
         for (int i = 0; i < kColumns; ++i) sum[i] += x[i];
       };
-      finish(lines.q[t], weight_q, inverse_q, sum_q, q_out + offset);
-      finish(lines.k[t], weight_k, inverse_k, sum_k, k_out + offset);
+      finish(lines.q[t], weight_q, inverse_q, factor_q, sum_q, q_out + offset);
+      finish(lines.k[t], weight_k, inverse_k, factor_k, sum_k, k_out + offset);
     }
   };
   Lines<T, TOKENS> now;
   Lines<T, TOKENS> next;
   fetch(now, begin);
+  if constexpr (FP8) {
+    if (active) write_values(source + 2 * p.dim, p.pitch, sources, begin, end, v_out);
+  }
   for (int first = begin; first < end; first += 2 * TOKENS) {
     fetch(next, first + TOKENS);
     process(now, first, 0);
@@ -348,9 +428,9 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   }
 }
 
-template <typename T, int TOKENS, int MAX_THREADS, int CTAS, int PARTS>
+template <typename T, int TOKENS, int MAX_THREADS, int CTAS, int PARTS, bool FP8>
 cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cudaStream_t stream) {
-  auto* kernel = scatter_kernel<T, TOKENS, MAX_THREADS, CTAS, PARTS>;
+  auto* kernel = scatter_kernel<T, TOKENS, MAX_THREADS, CTAS, PARTS, FP8>;
   const int share = (params.window_tokens + PARTS - 1) / PARTS;
   const size_t bytes = (2 * 2 * TOKENS * kMaxWarps + 2 * static_cast<size_t>(params.dim)) * 4 +
                        static_cast<size_t>(share) * sizeof(TokenSource);
@@ -372,18 +452,18 @@ cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cud
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
-template <typename T>
+template <typename T, bool FP8>
 cudaError_t launch(const ScatterParams& params, int64_t blocks, bool clustered,
                    const ScatterTuning& tuning, cudaStream_t stream) {
   const int threads = (params.dim / kColumns + 31) / 32 * 32;
   if (threads > 192) {  // wider than the published models
-    return clustered ? launch<T, 2, 1024, 1, 4>(params, blocks, threads, stream)
-                     : launch<T, 2, 1024, 1, 1>(params, blocks, threads, stream);
+    return clustered ? launch<T, 2, 1024, 1, 4, FP8>(params, blocks, threads, stream)
+                     : launch<T, 2, 1024, 1, 1, FP8>(params, blocks, threads, stream);
   }
   constexpr int kTokens = sizeof(T) == 2 ? 4 : 2;
-  if (!clustered) return launch<T, kTokens, 192, 2, 1>(params, blocks, threads, stream);
-  return tuning.parts == 8 ? launch<T, kTokens, 192, 2, 8>(params, blocks, threads, stream)
-                           : launch<T, kTokens, 192, 2, 4>(params, blocks, threads, stream);
+  if (!clustered) return launch<T, kTokens, 192, 2, 1, FP8>(params, blocks, threads, stream);
+  return tuning.parts == 8 ? launch<T, kTokens, 192, 2, 8, FP8>(params, blocks, threads, stream)
+                           : launch<T, kTokens, 192, 2, 4, FP8>(params, blocks, threads, stream);
 }
 
 __global__ void rotary_kernel(float2* table, const int64_t* first_frame, int frames, int height,
@@ -446,6 +526,7 @@ cudaError_t launch_scatter(const SparseShape& shape, const WindowScatterArgs& ar
   p.k = args.k;
   p.v = args.v;
   p.pooled_k = args.pooled_k;
+  p.scales = args.scales;
   p.eps = args.eps;
   p.dim = static_cast<int>(shape.dim());
   p.head_dim = static_cast<int>(shape.head_dim);
@@ -470,9 +551,15 @@ cudaError_t launch_scatter(const SparseShape& shape, const WindowScatterArgs& ar
     return error;
   }
   const bool clustered = major >= 9;
+  if (args.scales != nullptr) {
+    if (shape.type != SparseType::kBF16 || shape.head_dim != 128 || shape.window_tokens() != 128) {
+      return cudaErrorNotSupported;
+    }
+    return launch<__nv_bfloat16, true>(p, blocks, clustered, tuning, stream);
+  }
   return shape.type == SparseType::kBF16
-             ? launch<__nv_bfloat16>(p, blocks, clustered, tuning, stream)
-             : launch<float>(p, blocks, clustered, tuning, stream);
+             ? launch<__nv_bfloat16, false>(p, blocks, clustered, tuning, stream)
+             : launch<float, false>(p, blocks, clustered, tuning, stream);
 }
 
 cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& args,
