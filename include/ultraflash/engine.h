@@ -204,8 +204,8 @@ class Session {
 
 /// What an engine is and holds.
 struct EngineInfo {
-  std::string device;  // "cpu (avx512 kernels, oneDNN 2.6.3, 2 threads)"
-  std::string dtype;   // "f32"
+  std::string device;     // "cpu (avx512 kernels, oneDNN 2.6.3, 2 threads)"
+  std::string dtype;      // "f32"
   std::string attention;  // "f32", "bf16" or "fp8"
   int64_t scale = 1;
   int64_t width = 0;

@@ -260,9 +260,8 @@ Tensor run_bidirectional(Executor& ops, const WanDit& network, const Tensor& lat
   const int64_t tokens_per_frame = latent.dim(2) / 2 * (latent.dim(3) / 2);
   KvState state;
   // One cache serves every layer: nothing is read again once a layer is done.
-  const KvCache shared =
-      ops.kv_cache(network.compute(), latent.dim(0), frames * tokens_per_frame,
-                   network.config().dim, network.config().num_heads);
+  const KvCache shared = ops.kv_cache(network.compute(), latent.dim(0), frames * tokens_per_frame,
+                                      network.config().dim, network.config().num_heads);
   state.layers.assign(static_cast<size_t>(network.config().num_layers), shared);
   CausalPass pass;
   pass.time = &time;

@@ -143,10 +143,10 @@ Tensor Executor::feed_forward(const Tensor& x, const Linear& first, Activation a
   require_dense(x, "feed_forward", "x");
   UF_CHECK(first.prepared != nullptr && second.prepared != nullptr,
            "feed_forward: a weight was not prepared");
-  UF_CHECK(x.rank() >= 1 && x.dim(-1) == first.in_features &&
-               first.out_features == second.in_features,
-           "feed_forward: x {} meets weights of {} and {} inputs", x.to_string(), first.in_features,
-           second.in_features);
+  UF_CHECK(
+      x.rank() >= 1 && x.dim(-1) == first.in_features && first.out_features == second.in_features,
+      "feed_forward: x {} meets weights of {} and {} inputs", x.to_string(), first.in_features,
+      second.in_features);
   return do_feed_forward(x, first, activation, second);
 }
 
@@ -257,8 +257,7 @@ Tensor Executor::channel_norm(const Tensor& x, const Tensor& gamma, bool silu) {
   return do_channel_norm(x, gamma, silu);
 }
 
-KvCache Executor::kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
-                           int64_t heads) {
+KvCache Executor::kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim, int64_t heads) {
   UF_CHECK(batch > 0 && tokens >= 0, "kv_cache: {} tokens of {} samples", tokens, batch);
   require_heads(dim, heads, "kv_cache");
   return do_kv_cache(dtype, batch, tokens, dim, heads);

@@ -153,9 +153,8 @@ __global__ void to_values(const __nv_bfloat16* v, int64_t keys, int64_t dim, uin
   const int64_t at =
       (key / 128 * dim + i % dim) * 128 + key % 128 / 16 * 16 + fp8_key_place(key % 16);
   // Past the end: any number, which must not show.
-  y[at] = key < keys
-              ? __nv_cvt_float_to_fp8(__bfloat162float(v[i]), __NV_SATFINITE, __NV_E4M3)
-              : 0x7e;
+  y[at] =
+      key < keys ? __nv_cvt_float_to_fp8(__bfloat162float(v[i]), __NV_SATFINITE, __NV_E4M3) : 0x7e;
 }
 
 struct Fp8Inputs {
@@ -252,7 +251,8 @@ void test_fp8(const Case& c, bool positive) {
   // Rows that are far apart, every head, in all about 3e8 products.
   const int64_t rows = std::clamp<int64_t>(1000000 / (c.keys * c.heads), 3, c.queries);
   for (int64_t n = 0; n < rows; ++n) {
-    const int64_t query = n * c.queries / rows + n % 2 * std::min<int64_t>(c.queries / rows / 2, 63);
+    const int64_t query =
+        n * c.queries / rows + n % 2 * std::min<int64_t>(c.queries / rows / 2, 63);
     for (int64_t h = 0; h < c.heads; ++h) {
       std::vector<double> score(static_cast<size_t>(c.keys));
       double top = -INFINITY;
@@ -274,14 +274,13 @@ void test_fp8(const Case& c, bool positive) {
         for (int64_t d = 0; d < 128; ++d) {
           const int64_t at = (j / 128 * dim + h * 128 + d) * 128 + j % 128 / 16 * 16 +
                              fp8_key_place(static_cast<int>(j % 16));
-          sum[static_cast<size_t>(d)] +=
-              weight * from_fp8(v[static_cast<size_t>(at)]);
+          sum[static_cast<size_t>(d)] += weight * from_fp8(v[static_cast<size_t>(at)]);
         }
       }
       for (int64_t d = 0; d < 128; ++d) {
         const double e = sum[static_cast<size_t>(d)] / total;
-        const double g =
-            static_cast<double>(__bfloat162float(got[static_cast<size_t>(query * dim + h * 128 + d)]));
+        const double g = static_cast<double>(
+            __bfloat162float(got[static_cast<size_t>(query * dim + h * 128 + d)]));
         error += (g - e) * (g - e);
         norm += e * e;
         sum_got += g;

@@ -160,8 +160,8 @@ void test_norm(const NormCase& c) {
   kernels::residual_norm(args, nullptr);
   quantise(n, rows, c.dim, apart);
   synchronize("residual_norm");
-  bool good = same(fused.values, apart.values) && same(fused.scales, apart.scales) &&
-              same(n, n_alone);
+  bool good =
+      same(fused.values, apart.values) && same(fused.scales, apart.scales) && same(n, n_alone);
   // The norm itself, of some rows.
   const std::vector<float> in = floats(x, kB);
   const std::vector<float> update = floats(y, kB);
@@ -196,8 +196,8 @@ void test_norm(const NormCase& c) {
         want = want * (1.0 + static_cast<double>(m[c.dim + i])) +
                static_cast<double>(m[2 * c.dim + i]);
       }
-      const double d = std::fabs(static_cast<double>(got[static_cast<size_t>(row * c.dim + i)]) -
-                                 want);
+      const double d =
+          std::fabs(static_cast<double>(got[static_cast<size_t>(row * c.dim + i)]) - want);
       worst = std::max(worst, d / (std::fabs(want) / 250.0 + 1e-5));
     }
   }
@@ -208,7 +208,8 @@ void test_norm(const NormCase& c) {
                    " of the bound");
 }
 
-// --- query and key preparation --------------------------------------------------------------------
+// --- query and key preparation
+// --------------------------------------------------------------------
 
 struct QkvCase {
   int64_t batch, frames, height, width;
@@ -236,9 +237,8 @@ std::vector<float> axis_table(int64_t positions, int64_t pairs) {
   std::vector<float> table;
   for (int64_t p = 0; p < positions; ++p) {
     for (int64_t j = 0; j < pairs; ++j) {
-      const double angle =
-          static_cast<double>(p) *
-          std::pow(10000.0, -static_cast<double>(j) / static_cast<double>(pairs));
+      const double angle = static_cast<double>(p) *
+                           std::pow(10000.0, -static_cast<double>(j) / static_cast<double>(pairs));
       table.push_back(static_cast<float>(std::cos(angle)));
       table.push_back(static_cast<float>(std::sin(angle)));
     }
@@ -325,8 +325,8 @@ void test_qkv(const QkvCase& c) {
     for (int h = 0; h < c.heads; ++h) {
       double top = 0.0;
       for (int i = 0; i < 128; ++i) {
-        top = std::max(top, std::fabs(static_cast<double>(
-                                norms[part][static_cast<size_t>(h * 128 + i)])));
+        top = std::max(
+            top, std::fabs(static_cast<double>(norms[part][static_cast<size_t>(h * 128 + i)])));
       }
       scale[part].push_back(top * std::sqrt(static_cast<double>(in.dim)) / 448.0);
     }
@@ -351,8 +351,8 @@ void test_qkv(const QkvCase& c) {
         continue;
       }
       const double s = scale[part][i % static_cast<size_t>(in.dim) / 128];
-      const double d = std::fabs(static_cast<double>(from_fp8(eight[i])) * s -
-                                 static_cast<double>(want[i]));
+      const double d =
+          std::fabs(static_cast<double>(from_fp8(eight[i])) * s - static_cast<double>(want[i]));
       worst = std::max(worst, d / (std::fabs(static_cast<double>(want[i])) / 15.9 + s / 1000.0));
     }
   };
@@ -388,7 +388,8 @@ void test_qkv(const QkvCase& c) {
                    (values ? "" : ", v differs"));
 }
 
-// --- speed ----------------------------------------------------------------------------------------
+// --- speed
+// ----------------------------------------------------------------------------------------
 
 template <typename Body>
 double microseconds(const Body& body) {
@@ -488,8 +489,7 @@ void bench_qkv() {
   kernels::QkvArgs args = in.args(c, out, DType::kBF16);
   for (const bool fp8 : {false, true}) {
     args.scales = fp8 ? out.scales.as<float>() : nullptr;
-    const double us =
-        microseconds([&](int) { kernels::qkv_to_cache(args, in.cache, nullptr); });
+    const double us = microseconds([&](int) { kernels::qkv_to_cache(args, in.cache, nullptr); });
     print(fp8 ? "query and key preparation, e4m3" : "query and key preparation", in.tokens, us,
           elements * (fp8 ? 9.0 : 12.0));
   }

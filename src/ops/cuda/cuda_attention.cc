@@ -33,8 +33,8 @@ const void* place_of(const Tensor& device) {
 
 void require_fp8_heads(int64_t dim, int64_t heads) {
   if (dim == heads * 128) return;
-  throw_error(StatusCode::kUnsupported, "attention in fp8 takes heads of 128; this model has {} of {}",
-              heads, dim / heads);
+  throw_error(StatusCode::kUnsupported,
+              "attention in fp8 takes heads of 128; this model has {} of {}", heads, dim / heads);
 }
 
 }  // namespace
@@ -90,8 +90,7 @@ Tensor CudaExecutor::do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, co
                                      const ChunkPlace& place, KvCache& cache) {
   kernels::QkvArgs args = qkv_args(qkv, norm_q, norm_k, eps, grid, heads);
   const bool fp8 = cache.k.dtype() == DType::kF8E4M3;
-  Tensor q =
-      do_empty(fp8 ? DType::kF8E4M3 : qkv.dtype(), {args.batch, grid.tokens(), args.dim});
+  Tensor q = do_empty(fp8 ? DType::kF8E4M3 : qkv.dtype(), {args.batch, grid.tokens(), args.dim});
   if (fp8) args.scales = reinterpret_cast<float*>(cache.scales.mutable_raw());
   args.place = place_of(place.device);
   args.q = q.mutable_raw();

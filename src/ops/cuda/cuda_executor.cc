@@ -97,8 +97,7 @@ Result<std::unique_ptr<Executor>> make_cuda_executor(const CudaOptions& options)
     if (!found->usable) return Status(StatusCode::kUnsupported, found->description);
     UF_CUDA_TRY(cudaSetDevice(options.device));
     int major = 0;
-    UF_CUDA_TRY(
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device));
+    UF_CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device));
     if (options.fp8_attention && (major != 9 || options.plain_kernels)) {
       return make_status(StatusCode::kUnsupported,
                          "attention in fp8 needs a GPU of compute capability 9.0; {} is {}", wanted,

@@ -90,8 +90,8 @@ class CudaExecutor final : public Executor {
                              int64_t tokens_per_frame, const ChunkPlace& place) override;
   Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                       const AttentionOptions& options) override;
-  WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks,
-                              const WindowShape& window, int64_t dim, int64_t heads) override;
+  WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks, const WindowShape& window,
+                              int64_t dim, int64_t heads) override;
   WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                                     float eps, const WindowGrid& grid, int64_t heads,
                                     const GroupPlace& place, WindowCache& cache) override;
@@ -139,9 +139,7 @@ class CudaExecutor final : public Executor {
   struct Rest {
     const float* bias = nullptr;
     Activation activation = Activation::kNone;
-    [[nodiscard]] bool none() const {
-      return bias == nullptr && activation == Activation::kNone;
-    }
+    [[nodiscard]] bool none() const { return bias == nullptr && activation == Activation::kNone; }
   };
   [[nodiscard]] bool in_fp8(DType dtype, int64_t rows, int64_t dim) const;
   Fp8Rows empty_fp8(int64_t rows, int64_t dim);

@@ -161,8 +161,8 @@ Tensor CudaExecutor::do_block_sparse_attention(const WindowedQueries& queries,
   const int64_t dim = queries.q.dim(3);
   const SparseShape shape = shape_of(queries.q, dim, grid, heads, place);
   const bool fp8 = queries.q.dtype() == DType::kF8E4M3;
-  Tensor out = do_empty(fp8 ? DType::kBF16 : queries.q.dtype(),
-                        {shape.batch, grid.grid.tokens(), dim});
+  Tensor out =
+      do_empty(fp8 ? DType::kBF16 : queries.q.dtype(), {shape.batch, grid.grid.tokens(), dim});
   BlockSparseArgs args;
   args.q = queries.q.raw();
   args.k = cache.k.raw();

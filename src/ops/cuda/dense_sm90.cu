@@ -4,8 +4,8 @@
 // the same keys from L2. 4680 queries of 12 heads are 444 tiles on 132 multiprocessors: 3 full
 // waves and 48 tiles, which would keep 84 multiprocessors idle for a fourth. So the tiles of the
 // last wave are cut along the keys into equal runs of key blocks, one run per CTA (two pieces where
-// it crosses a tile); pieces leave f32 sums in the workspace (17 MB) and a second kernel joins them.
-// Every CTA has the same work to within one key block.
+// it crosses a tile); pieces leave f32 sums in the workspace (17 MB) and a second kernel joins
+// them. Every CTA has the same work to within one key block.
 #include <algorithm>
 #include <limits>
 
@@ -21,7 +21,7 @@ constexpr int kPieceFloats = kBlock * kHeadDim + 2 * kBlock;  // sums, then shif
 
 struct DenseParams {
   __nv_bfloat16* out;
-  float* pieces;  // [CTAs][2][kPieceFloats]
+  float* pieces;        // [CTAs][2][kPieceFloats]
   const float* scales;  // e4m3: of q k^T, per head
   float scale_log2;
   int queries, keys, heads;

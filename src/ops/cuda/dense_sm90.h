@@ -19,11 +19,11 @@ cudaError_t dense_attention(const kernels::AttentionArgs& args, int multiprocess
 
 /// The same from what kernels::qkv_to_cache writes for e4m3: dense rows of heads * 128.
 struct DenseFp8Args {
-  const void* q = nullptr;         // e4m3 [queries, heads * 128]
-  const void* k = nullptr;         // e4m3 [keys, heads * 128]
-  const void* v = nullptr;         // e4m3 [ceil(keys / 128), heads * 128, 128], no NaN past the end
-  const float* scales = nullptr;   // [heads]: q k^T of a head is its product times this
-  void* out = nullptr;             // bf16 [queries, heads * 128]
+  const void* q = nullptr;        // e4m3 [queries, heads * 128]
+  const void* k = nullptr;        // e4m3 [keys, heads * 128]
+  const void* v = nullptr;        // e4m3 [ceil(keys / 128), heads * 128, 128], no NaN past the end
+  const float* scales = nullptr;  // [heads]: q k^T of a head is its product times this
+  void* out = nullptr;            // bf16 [queries, heads * 128]
   int64_t queries = 0, keys = 0;
   int heads = 0;
   float scale = 0.0F;

@@ -136,8 +136,8 @@ __device__ __forceinline__ GroupRows group_rows(const QkvArgs& a, int groups) {
   GroupRows r;
   r.sample = blockIdx.x / groups / a.grid.frames;
   r.frame = blockIdx.x / groups % a.grid.frames;
-  r.position = place.first_frame +
-               (place.position_period > 0 ? r.frame % place.position_period : r.frame);
+  r.position =
+      place.first_frame + (place.position_period > 0 ? r.frame % place.position_period : r.frame);
   int64_t slot = place.first_slot + r.frame;
   if (slot >= place.ring_end) slot = place.ring_begin + (slot - place.ring_end);
   r.frame_row = slot * per_frame;
@@ -414,7 +414,7 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
     with_type(args.dtype, [&](auto tag) {
       using T = decltype(tag);
       if (grouped && threads <= 192) {
-        go(group_kernel<T, false, 192, sizeof(T) == 2 ? 3 : 1>);
+        go(group_kernel < T, false, 192, sizeof(T) == 2 ? 3 : 1 >);
       } else if (grouped) {
         go(group_kernel<T, false, 1024, 1>);
       } else {

@@ -86,8 +86,8 @@ __device__ __forceinline__ void produce_block(const CUtensorMap* k_map, const CU
   const uint32_t v_full = base + LAYOUT::v_full(ring.stage);
   barrier_wait(base + LAYOUT::k_empty(ring.stage), ring.parity ^ 1);
   barrier_arrive_expect(k_full, LAYOUT::kTileBytes);
-  copy_box(base + LAYOUT::kK + ring.stage * LAYOUT::kTileBytes, k_map, 0, row,
-           head * TILES::kBoxes, k_full);
+  copy_box(base + LAYOUT::kK + ring.stage * LAYOUT::kTileBytes, k_map, 0, row, head * TILES::kBoxes,
+           k_full);
   between();
   barrier_wait(base + LAYOUT::v_empty(ring.stage), ring.parity ^ 1);
   barrier_arrive_expect(v_full, LAYOUT::kTileBytes);

@@ -177,7 +177,6 @@ __device__ __forceinline__ void product_registers(float (&d)[32], uint32_t a0, u
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
 }
 
-
 // The same in e4m3, 32 steps of the product axis; both operands have it innermost, there is no
 // other form. The accumulators are f32, but the tensor cores add with about 14 bits: long sums are
 // collected in parts (tiles.cuh).

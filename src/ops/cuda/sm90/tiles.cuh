@@ -1,6 +1,6 @@
-// What attention on sm_90a does with one tile of 64 queries per warpgroup and one block of 128 keys:
-// scores, weights and output, in bf16 (Bf16Tiles) and in e4m3 (Fp8Tiles). The loop around it is
-// attend.cuh.
+// What attention on sm_90a does with one tile of 64 queries per warpgroup and one block of 128
+// keys: scores, weights and output, in bf16 (Bf16Tiles) and in e4m3 (Fp8Tiles). The loop around it
+// is attend.cuh.
 //
 // Accumulators of a thread: row lane / 4 of its warp's 16 and the row 8 below, columns 8 i +
 // 2 (lane % 4) + {0, 1} at s[4 i + 2 r + {0, 1}]. In bf16 that is also the layout of the operand of
@@ -69,10 +69,10 @@ struct Bf16Tiles {
   static constexpr uint32_t kTileBytes = kBoxes * kBoxBytes;
   // As many as fit: 3 at head_dim 128, and the copy of a block takes less time than its products.
   static constexpr int kStages = HEAD_DIM == 128 ? 3 : 5;
-  static constexpr int kWeights = 32;      // registers of P
-  static constexpr int kRun = 0;           // sums are exact enough however long
-  static constexpr float kTop = 0.0F;      // log2 of the largest weight of a first block
-  static constexpr float kMost = 65536.0F; // sum of a block's weights that moves the shift
+  static constexpr int kWeights = 32;       // registers of P
+  static constexpr int kRun = 0;            // sums are exact enough however long
+  static constexpr float kTop = 0.0F;       // log2 of the largest weight of a first block
+  static constexpr float kMost = 65536.0F;  // sum of a block's weights that moves the shift
 
   /// Queues s = q k^T. q: the 64 rows of this consumer.
   static __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
@@ -155,9 +155,8 @@ struct Fp8Tiles {
   }
 
   /// Queues o += p v, or o = p v where `fresh`.
-  static __device__ __forceinline__ void issue_output(float (&o)[64],
-                                                      const uint32_t (&p)[kWeights], uint32_t v,
-                                                      bool fresh) {
+  static __device__ __forceinline__ void issue_output(float (&o)[64], const uint32_t (&p)[kWeights],
+                                                      uint32_t v, bool fresh) {
     const uint32_t v_start = tile_start(v, 16);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {

@@ -97,7 +97,8 @@ struct WindowScatterArgs {
   void* k = nullptr;  // the ring; the slots of this group are written
   void* v = nullptr;
   void* pooled_k = nullptr;
-  float* scales = nullptr;  // set: q, k and v in e4m3; receives what q k^T of a head is multiplied by
+  float* scales =
+      nullptr;  // set: q, k and v in e4m3; receives what q k^T of a head is multiplied by
 };
 
 /// RMS norm of q and k over dim, rotary embedding, window order, block means, cache write. Padding

@@ -24,7 +24,7 @@ struct AttentionParams {
   uint32_t* ticket;
   __nv_bfloat16* out;
   const float* scales;  // e4m3: of q k^T, per head
-  float scale_log2;  // log2(e) / sqrt(head_dim)
+  float scale_log2;     // log2(e) / sqrt(head_dim)
   int tiles, heads, dim;
   int query_blocks, key_blocks, spatial_blocks, block_columns, capacity_blocks;
   int frames, height, width;
@@ -33,7 +33,7 @@ struct AttentionParams {
 
 /// What the producer tells the consumers of a tile.
 struct TileInfo {
-  int count;        // blocks of its list; negative: no more tiles
+  int count;  // blocks of its list; negative: no more tiles
   int head;
   int frame, y, x;  // of its first token
   int first_frame;  // frames of the samples before its own
@@ -186,7 +186,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   using L = Layout<TILES>;
   extern __shared__ uint8_t shared[];
   const uint32_t base = (shared_address(shared) + L::kAlign - 1) & ~(L::kAlign - 1);
-  auto* tile_info = reinterpret_cast<TileInfo*>(shared + (base - shared_address(shared)) + L::kExtra);
+  auto* tile_info =
+      reinterpret_cast<TileInfo*>(shared + (base - shared_address(shared)) + L::kExtra);
   if (threadIdx.x == 0) init_barriers<L>(base, &q_map, &k_map, &v_map);
   __syncthreads();
   if (threadIdx.x < 128) {
