@@ -1,9 +1,9 @@
 // Norms over rows, with the gated residual before them and the modulation after them in one pass.
 //
-// One CTA per row. Rows of up to 1024 packs of 16 bytes stay in registers, one pack per thread
-// (1536 bf16: 192 threads), so x and y are read once and both results written once; the variance is
-// taken about the mean in a second sum over registers. Other rows are read again from cache,
-// element by element. Bound by bytes.
+// Rows of up to 1024 packs of 16 bytes stay in registers, one pack per thread (1536 bf16: 192
+// threads), so x and y are read once and every result written once; the variance is taken about the
+// mean in a second sum over registers. Other rows are read again from cache, element by element, by
+// a CTA each. Bound by bytes.
 #include <algorithm>
 
 #include "ops/cuda/quantise.cuh"
@@ -12,9 +12,9 @@ namespace ultraflash::cuda::kernels {
 namespace {
 
 constexpr int kMaxWarps = 32;
-// CTAs that several rows each are dealt to: three for each multiprocessor of an H200, whose
+// CTAs that several rows each are dealt to: four for each multiprocessor of an H200, whose
 // registers hold as many.
-constexpr int64_t kRowCtas = 3 * 132;
+constexpr int64_t kRowCtas = 4 * 132;
 
 struct Row {
   const float* gate;
@@ -348,9 +348,9 @@ void residual_norm(const ResidualNormArgs& args, cudaStream_t stream) {
     if constexpr (sizeof(T) == 2) {
       if (threads <= 256) {
         if (args.n_fp8 != nullptr) {
-          go(residual_norm_rows<T, N, 4, 256, 2, true>, 4, kRowCtas);
+          go(residual_norm_rows<T, N, 2, 256, 3, true>, 2, kRowCtas);
         } else {
-          go(residual_norm_rows<T, N, 4, 256, 2, false>, 4, kRowCtas);
+          go(residual_norm_rows<T, N, 2, 256, 3, false>, 2, kRowCtas);
         }
         quantised = args.n_fp8 != nullptr;
         return;

@@ -147,47 +147,10 @@ __device__ __forceinline__ GroupRows group_rows(const QkvArgs& a, int groups) {
   return r;
 }
 
-// v of a CTA's tokens: `v` is where the token at row 0 of the cache would lie, had it one.
-template <typename T, bool FP8>
-__device__ __forceinline__ void write_values(const QkvArgs& a, const GroupRows& rows,
-                                             int64_t cache_tokens, int column, const T* v) {
-  uint32_t words[kColumns][4];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    Pack<T, kColumns> in[8];
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const int64_t row = rows.group + 8 * half + n;
-      if (row >= rows.begin && row < rows.end) {
-        in[n] = *reinterpret_cast<const Pack<T, kColumns>*>(v + row * 3 * a.dim);
-      } else if (FP8) {
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) in[n].x[i] = as<T>(0.0F);
-      }
-    }
-    if (!FP8) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int64_t row = rows.group + 8 * half + n;
-        if (row < rows.begin || row >= rows.end) continue;
-        *reinterpret_cast<Pack<T, kColumns>*>(
-            static_cast<T*>(a.v) + (rows.sample * cache_tokens + row) * a.dim + column) = in[n];
-      }
-      continue;
-    }
-    // Keys 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) {
-        const uint32_t pair = __nv_cvt_float2_to_fp8x2(
-            make_float2(as_float(in[2 * w].x[i]), as_float(in[2 * w + 1].x[i])), __NV_SATFINITE,
-            __NV_E4M3);
-        words[i][w] = half == 0 ? pair : words[i][w] | pair << 16;
-      }
-    }
-  }
-  if (!FP8) return;
+// The 16 bytes of each of a thread's columns.
+__device__ __forceinline__ void store_values(const QkvArgs& a, const GroupRows& rows,
+                                             int64_t cache_tokens, int column,
+                                             const uint32_t (&words)[kColumns][4]) {
   const int64_t blocks = (cache_tokens + 127) / 128;
   uint8_t* to = static_cast<uint8_t*>(a.v) +
                 ((rows.sample * blocks + rows.group / 128) * a.dim + column) * 128 +
@@ -208,6 +171,51 @@ __device__ __forceinline__ void write_values(const QkvArgs& a, const GroupRows& 
         to[place] = static_cast<uint8_t>(words[i][place / 4] >> 8 * (place % 4));
       }
     }
+  }
+}
+
+// v of a CTA's tokens: `v` is where the token at row 0 of the cache would lie, had it one.
+template <typename T, bool FP8>
+__device__ __forceinline__ void write_values(const QkvArgs& a, const GroupRows& rows,
+                                             int64_t cache_tokens, int column, const T* v) {
+  uint32_t words[kColumns][4];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    Pack<T, kColumns> in[8];
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const int64_t row = rows.group + 8 * half + n;
+      if (row >= rows.begin && row < rows.end) {
+        in[n] = *reinterpret_cast<const Pack<T, kColumns>*>(v + row * 3 * a.dim);
+      } else if (FP8) {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) in[n].x[i] = as<T>(0.0F);
+      }
+    }
+    if constexpr (FP8) {
+      // Keys 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) {
+          const uint32_t pair = __nv_cvt_float2_to_fp8x2(
+              make_float2(as_float(in[2 * w].x[i]), as_float(in[2 * w + 1].x[i])), __NV_SATFINITE,
+              __NV_E4M3);
+          words[i][w] = half == 0 ? pair : words[i][w] | pair << 16;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        const int64_t row = rows.group + 8 * half + n;
+        if (row < rows.begin || row >= rows.end) continue;
+        *reinterpret_cast<Pack<T, kColumns>*>(
+            static_cast<T*>(a.v) + (rows.sample * cache_tokens + row) * a.dim + column) = in[n];
+      }
+    }
+  }
+  if constexpr (FP8) {
+    store_values(a, rows, cache_tokens, column, words);
   }
 }
 
