@@ -34,7 +34,7 @@ struct EngineOptions {
   std::string device = "auto";
   /// Type the networks compute in: "auto" (f32 on the CPU), "f32", "bf16".
   std::string dtype = "auto";
-  /// Self-attention of the transformers: "auto" (in `dtype`; bf16 beside fp8 products) or "fp8"
+  /// Self-attention of the generator: "auto" (in `dtype`; bf16 beside fp8 products) or "fp8"
   /// (e4m3 queries, keys, values and weights; Hopper GPUs).
   std::string attention = "auto";
   /// Folder with the checkpoint files that the recipe names. Empty: the folder of shipped models.

@@ -207,7 +207,8 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
                               m[i].select(2, kScale2), eps);
     report("cross_attn", i, r.x);
     // Feed-forward, then the norm of whatever comes next
-    y = ops.feed_forward(r.normalized, block.ffn_0, Activation::kGeluTanh, block.ffn_2);
+    y = ops.linear(r.normalized, block.ffn_0, Activation::kGeluTanh);  // [batch, tokens, ffn_dim]
+    y = ops.linear(y, block.ffn_2);
     const bool last = i + 1 == blocks_.size();
     const Tensor shift = last ? time.head_shift : m[i + 1].select(2, kShift1);
     const Tensor scale = last ? time.head_scale : m[i + 1].select(2, kScale1);

@@ -73,10 +73,8 @@ void check_window_cache(const WindowCache& cache, const WindowGrid& grid, const 
                         int64_t batch, int64_t dim, DType dtype, const char* op) {
   const Shape expected{batch, place.capacity_blocks * grid.spatial_blocks(), grid.window.tokens(),
                        dim};
-  const bool own = cache.scales.defined();  // the executor's own layout
-  UF_CHECK(cache.k.defined() && cache.v.defined() && cache.k.shape() == expected &&
-               cache.v.dtype() == cache.k.dtype() && cache.v.numel() == expected.numel() &&
-               (own || (cache.k.dtype() == dtype && cache.v.shape() == expected)),
+  UF_CHECK(cache.k.defined() && cache.k.shape() == expected && cache.k.dtype() == dtype &&
+               cache.v.shape() == expected && cache.v.dtype() == dtype,
            "{}: cache {} and {}, expected {}", op, cache.k.to_string(), cache.v.to_string(),
            expected.to_string());
   UF_CHECK(cache.pooled_k.defined() && cache.pooled_k.shape() == (Shape{batch, expected[1], dim}),
@@ -136,23 +134,6 @@ Tensor Executor::linear(const Tensor& x, const Linear& weight, Activation activa
   UF_CHECK(x.rank() >= 1 && x.dim(-1) == weight.in_features,
            "linear: x {} meets a weight of {} inputs", x.to_string(), weight.in_features);
   return do_linear(x, weight, activation);
-}
-
-Tensor Executor::feed_forward(const Tensor& x, const Linear& first, Activation activation,
-                              const Linear& second) {
-  require_dense(x, "feed_forward", "x");
-  UF_CHECK(first.prepared != nullptr && second.prepared != nullptr,
-           "feed_forward: a weight was not prepared");
-  UF_CHECK(
-      x.rank() >= 1 && x.dim(-1) == first.in_features && first.out_features == second.in_features,
-      "feed_forward: x {} meets weights of {} and {} inputs", x.to_string(), first.in_features,
-      second.in_features);
-  return do_feed_forward(x, first, activation, second);
-}
-
-Tensor Executor::do_feed_forward(const Tensor& x, const Linear& first, Activation activation,
-                                 const Linear& second) {
-  return do_linear(do_linear(x, first, activation), second, Activation::kNone);
 }
 
 Tensor Executor::temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) {
@@ -267,19 +248,6 @@ KvCache Executor::do_kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_
                               int64_t /*heads*/) {
   const Shape shape{batch, tokens, dim};
   return {do_empty(dtype, shape), do_empty(dtype, shape)};
-}
-
-WindowCache Executor::window_cache(DType dtype, int64_t batch, int64_t blocks,
-                                   const WindowShape& window, int64_t dim, int64_t heads) {
-  UF_CHECK(batch > 0 && blocks >= 0, "window_cache: {} blocks of {} samples", blocks, batch);
-  require_heads(dim, heads, "window_cache");
-  return do_window_cache(dtype, batch, blocks, window, dim, heads);
-}
-
-WindowCache Executor::do_window_cache(DType dtype, int64_t batch, int64_t blocks,
-                                      const WindowShape& window, int64_t dim, int64_t /*heads*/) {
-  const Shape shape{batch, blocks, window.tokens(), dim};
-  return {do_empty(dtype, shape), do_empty(dtype, shape), do_empty(dtype, {batch, blocks, dim})};
 }
 
 Tensor Executor::qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,

@@ -73,10 +73,6 @@ class Executor {
 
   /// x [..., in] -> activation(x W^T + b) [..., out].
   Tensor linear(const Tensor& x, const Linear& weight, Activation activation = Activation::kNone);
-  /// linear(linear(x, first, activation), second). An executor may keep what lies between in a type
-  /// of its own.
-  Tensor feed_forward(const Tensor& x, const Linear& first, Activation activation,
-                      const Linear& second);
   /// As linear() on the concatenation over channels of `frames` consecutive frames:
   /// x [batch, frames * t, h, w, c] -> [batch, t, h, w, out]. TAEHV's TPool.
   Tensor temporal_pool(const Tensor& x, const Linear& weight, int64_t frames);
@@ -131,9 +127,6 @@ class Executor {
 
   // --- block-sparse attention -------------------------------------------------------------------
 
-  /// As kv_cache(); `blocks` window blocks.
-  [[nodiscard]] WindowCache window_cache(DType dtype, int64_t batch, int64_t blocks,
-                                         const WindowShape& window, int64_t dim, int64_t heads);
   /// As qkv_to_cache for the sparse SR DiT: q in window order with its block means, k, v and block
   /// means of k written into the slots of this group. Padding tokens are zero, count in the means,
   /// and are attended.
@@ -229,8 +222,6 @@ class Executor {
   virtual void do_prepare(Linear& linear, const PrepareOptions& options) = 0;
   virtual void do_prepare(Conv& conv, const PrepareOptions& options) = 0;
   virtual Tensor do_linear(const Tensor& x, const Linear& weight, Activation activation) = 0;
-  virtual Tensor do_feed_forward(const Tensor& x, const Linear& first, Activation activation,
-                                 const Linear& second);
   virtual Tensor do_temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) = 0;
   virtual Tensor do_temporal_grow(const Tensor& x, const Linear& weight, int64_t frames) = 0;
   virtual Tensor do_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -257,8 +248,6 @@ class Executor {
   /// Attention under options.chunk_mask. By default one attention per chunk.
   virtual Tensor do_attention_in_chunks(const Tensor& q, const Tensor& k, const Tensor& v,
                                         int64_t heads, const AttentionOptions& options);
-  virtual WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks,
-                                      const WindowShape& window, int64_t dim, int64_t heads);
   virtual WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q,
                                             const Tensor& norm_k, float eps, const WindowGrid& grid,
                                             int64_t heads, const GroupPlace& place,

@@ -10,7 +10,6 @@
 
 #include "cuda/sparse_layer.cuh"
 #include "ops/cuda/sparse/block_sparse.h"
-#include "ops/cuda/sparse/window_scatter.h"
 
 namespace ultraflash::cuda {
 namespace {
@@ -156,14 +155,11 @@ void bench_shape(const Case& c) {
         "fill_rotary_table");
   const double bytes =
       static_cast<double>(layer.qkv.bytes()) + 3.0 * static_cast<double>(layer.q.bytes());
-  double ms = 0.0;
-  for (const ScatterTuning& tuning : {ScatterTuning{4}, ScatterTuning{8}}) {
-    ms = time_ms(10, 9, [&](cudaStream_t stream) {
-      check(launch_scatter(s, layer.scatter_args(), tuning, stream), "bench");
-    });
-    std::printf("{\"op\": \"qkv_to_windows\", \"parts\": %d, \"ms\": %.4f, \"tbps\": %.3f}\n",
-                tuning.parts, ms, bytes / ms * 1e-9);
-  }
+  double ms = time_ms(10, 9, [&](cudaStream_t stream) {
+    check(qkv_to_windows(s, layer.scatter_args(), stream), "bench");
+  });
+  std::printf("{\"op\": \"qkv_to_windows\", \"ms\": %.4f, \"tbps\": %.3f}\n", ms,
+              bytes / ms * 1e-9);
   for (const float spread : {0.2F, 2.0F}) {
     fill(layer.pooled_q, s.type, 11, spread);
     fill(layer.pooled_k, s.type, 12, 1.0F);

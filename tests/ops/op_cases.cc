@@ -53,13 +53,6 @@ void add_product_cases(std::vector<OpCase>& cases) {
                      return std::vector<Tensor>{c.executor.linear(
                          c.input({2, 19, 48}, 1), c.linear({48, 16, 32}, 48, false, 2))};
                    }});
-  cases.push_back({"feed_forward",
-                   [](const OpContext& c) {
-                     return std::vector<Tensor>{c.executor.feed_forward(
-                         c.input({2, 19, 48}, 1), c.linear({200}, 48, true, 2),
-                         Activation::kGeluTanh, c.linear({48}, 200, true, 3))};
-                   },
-                   5e-6, true, 2});
   cases.push_back({"linear_streamed",
                    [](const OpContext& c) {
                      Linear layer = c.linear({700, 41}, 96, true, 2);

@@ -66,8 +66,6 @@ class CudaExecutor final : public Executor {
   void do_prepare(Linear& linear, const PrepareOptions& options) override;
   void do_prepare(Conv& conv, const PrepareOptions& options) override;
   Tensor do_linear(const Tensor& x, const Linear& weight, Activation activation) override;
-  Tensor do_feed_forward(const Tensor& x, const Linear& first, Activation activation,
-                         const Linear& second) override;
   Tensor do_temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) override;
   Tensor do_temporal_grow(const Tensor& x, const Linear& weight, int64_t frames) override;
   Tensor do_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -90,8 +88,6 @@ class CudaExecutor final : public Executor {
                              int64_t tokens_per_frame, const ChunkPlace& place) override;
   Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                       const AttentionOptions& options) override;
-  WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks, const WindowShape& window,
-                              int64_t dim, int64_t heads) override;
   WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                                     float eps, const WindowGrid& grid, int64_t heads,
                                     const GroupPlace& place, WindowCache& cache) override;
@@ -129,23 +125,8 @@ class CudaExecutor final : public Executor {
 
   // cuda_products.cc
   Tensor joined_parts(const std::vector<Tensor>& parts, DType dtype);
-  /// Rows in e4m3 with a scale each.
-  struct Fp8Rows {
-    Tensor source;  // what they were made of
-    Tensor values;
-    Tensor scales;
-  };
-  /// What a product left to be done to its result.
-  struct Rest {
-    const float* bias = nullptr;
-    Activation activation = Activation::kNone;
-    [[nodiscard]] bool none() const { return bias == nullptr && activation == Activation::kNone; }
-  };
-  [[nodiscard]] bool in_fp8(DType dtype, int64_t rows, int64_t dim) const;
-  Fp8Rows empty_fp8(int64_t rows, int64_t dim);
-  Fp8Rows fp8_rows(const Tensor& x, int64_t rows, int64_t dim, const Rest& before);
-  bool product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
-                      const Tensor& y, Rest& rest);
+  bool product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
+                      int64_t out, Activation activation, const Tensor& y);
   void product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in, int64_t out,
                Activation activation, const Tensor& y);
   Tensor convolution(const Tensor& x, const CudaConv& weight, int64_t kernel_h, int64_t kernel_w,
@@ -188,7 +169,6 @@ class CudaExecutor final : public Executor {
   std::vector<Rotary> rotary_;
   Tensor group_rotary_;  // of the group that update_place saw last
   const std::byte* group_rotary_place_ = nullptr;
-  Fp8Rows ready_;         // of the last norm, until a product has taken it
   Tensor sparse_ticket_;  // what CTAs of block-sparse attention draw their tiles from
 };
 

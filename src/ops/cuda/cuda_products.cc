@@ -1,7 +1,6 @@
 // Matrix products and convolutions: cuBLASLt and cuDNN where they take the shape, else own kernels.
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "core/check.h"
 #include "ops/cuda/cuda_error.h"
@@ -136,76 +135,55 @@ void CudaExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
   conv.prepared = std::move(prepared);
 }
 
-bool CudaExecutor::in_fp8(DType dtype, int64_t rows, int64_t dim) const {
-  return fp8_ && dtype == DType::kBF16 && rows >= kLeastFp8Rows && dim >= kLeastFp8 &&
-         dim % 16 == 0 && kernels::quantises(dim);
-}
-
-CudaExecutor::Fp8Rows CudaExecutor::empty_fp8(int64_t rows, int64_t dim) {
-  return {{}, do_empty(DType::kF8E4M3, {rows, dim}), do_empty(DType::kF32, {rows})};
-}
-
-// The rows of x, or of activation(x + bias). What the norm before has made already is not made
-// again.
-CudaExecutor::Fp8Rows CudaExecutor::fp8_rows(const Tensor& x, int64_t rows, int64_t dim,
-                                             const Rest& before) {
-  if (before.none() && ready_.source.defined() && ready_.source.raw() == x.raw() &&
-      ready_.source.numel() == rows * dim) {
-    return std::exchange(ready_, {});
-  }
-  Fp8Rows made = empty_fp8(rows, dim);
-  kernels::QuantiseArgs args;
-  args.x = x.raw();
-  args.rows = rows;
-  args.dim = dim;
-  args.bias = before.bias;
-  args.activation = before.activation;
-  args.y = made.values.mutable_raw();
-  args.scales = reinterpret_cast<float*>(made.scales.mutable_raw());
-  kernels::quantise_rows(args, stream_);
-  return made;
-}
-
-// y = x W^T, and as much of bias and activation as the library has for it; `rest` receives the
-// others. False when it has no such product at all.
-bool CudaExecutor::product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
-                                  const Tensor& y, Rest& rest) {
+bool CudaExecutor::product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight,
+                                  int64_t in, int64_t out, Activation activation, const Tensor& y) {
+  const Tensor x8 = do_empty(DType::kF8E4M3, {rows, in});
+  const Tensor scales = do_empty(DType::kF32, {rows});
+  auto* x_scales = reinterpret_cast<float*>(scales.mutable_raw());
+  kernels::QuantiseArgs quantise;
+  quantise.x = x.raw();
+  quantise.rows = rows;
+  quantise.dim = in;
+  quantise.y = x8.mutable_raw();
+  quantise.scales = x_scales;
+  kernels::quantise_rows(quantise, stream_);
   ProductArgs args;
   args.dtype = DType::kBF16;
-  args.x = x.values.raw();
+  args.x = x8.raw();
   args.w = weight.weight8.raw();
-  args.x_scales = floats(x.scales);
+  args.x_scales = x_scales;
   args.w_scales = floats(weight.scales8);
   args.y = y.mutable_raw();
-  args.rows = x.values.dim(0);
-  args.in = x.values.dim(1);
-  args.out = weight.weight8.dim(0);
+  args.rows = rows;
+  args.in = in;
+  args.out = out;
   args.bias = bytes(weight.bias);
   args.activation = activation;
-  rest = {};
-  const auto multiply = [&] {
-    return blas_->product(args, workspace_.mutable_raw(), workspace_.size_bytes(), stream_);
-  };
-  if (blas_->fuses(args.dtype, activation) && multiply()) return true;
-  rest.activation = activation;
+  void* workspace = workspace_.mutable_raw();
+  const size_t size = workspace_.size_bytes();
+  if (blas_->fuses(args.dtype, activation) && blas_->product(args, workspace, size, stream_)) {
+    return true;
+  }
   args.activation = Activation::kNone;
-  if (activation != Activation::kNone && multiply()) return true;
-  rest.bias = floats(weight.bias_f32);
+  if (activation != Activation::kNone && blas_->product(args, workspace, size, stream_)) {
+    kernels::finish_product(y.mutable_raw(), nullptr, rows, out, activation, stream_);
+    return true;
+  }
   args.bias = nullptr;
-  return multiply();
+  if (!blas_->product(args, workspace, size, stream_)) return false;
+  if (weight.bias.defined() || activation != Activation::kNone) {
+    kernels::finish_product(y.mutable_raw(), floats(weight.bias_f32), rows, out, activation,
+                            stream_);
+  }
+  return true;
 }
 
 void CudaExecutor::product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
                            int64_t out, Activation activation, const Tensor& y) {
   if (rows * out == 0) return;
-  if (weight.weight8.defined() && in_fp8(x.dtype(), rows, in)) {
-    Rest rest;
-    if (product_in_fp8(fp8_rows(x, rows, in, {}), weight, activation, y, rest)) {
-      if (!rest.none()) {
-        kernels::finish_product(y.mutable_raw(), rest.bias, rows, out, rest.activation, stream_);
-      }
-      return;
-    }
+  if (weight.weight8.defined() && rows >= kLeastFp8Rows &&
+      product_in_fp8(x, rows, weight, in, out, activation, y)) {
+    return;
   }
   const Tensor w =
       weight.streamed.empty() ? weight.weight : joined_parts(weight.streamed, weight.compute);
@@ -246,30 +224,6 @@ Tensor CudaExecutor::do_linear(const Tensor& x, const Linear& weight, Activation
   product(input, x.numel() / std::max<int64_t>(weight.in_features, 1), prepared, weight.in_features,
           weight.out_features, activation, y);
   return y;
-}
-
-Tensor CudaExecutor::do_feed_forward(const Tensor& x, const Linear& first, Activation activation,
-                                     const Linear& second) {
-  const auto& a = static_cast<const CudaLinear&>(*first.prepared);
-  const auto& b = static_cast<const CudaLinear&>(*second.prepared);
-  const int64_t rows = x.numel() / std::max<int64_t>(first.in_features, 1);
-  if (a.weight8.defined() && b.weight8.defined() && in_fp8(x.dtype(), rows, first.in_features)) {
-    const Tensor hidden = do_empty(DType::kBF16, {rows, first.out_features});
-    Rest rest;
-    if (product_in_fp8(fp8_rows(x, rows, first.in_features, {}), a, activation, hidden, rest)) {
-      // What the first product left is done where its result becomes e4m3.
-      const Fp8Rows between = fp8_rows(hidden, rows, first.out_features, rest);
-      Tensor y = do_empty(DType::kBF16, x.shape().with(-1, second.out_features));
-      if (product_in_fp8(between, b, Activation::kNone, y, rest)) {
-        if (!rest.none()) {
-          kernels::finish_product(y.mutable_raw(), rest.bias, rows, second.out_features,
-                                  rest.activation, stream_);
-        }
-        return y;
-      }
-    }
-  }
-  return Executor::do_feed_forward(x, first, activation, second);
 }
 
 Tensor CudaExecutor::do_temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) {

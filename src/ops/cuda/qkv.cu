@@ -2,11 +2,12 @@
 // embedding, k and v written to their place in the cache; in e4m3 with v transposed where attention
 // wants that. One pass over qkv; bound by bytes.
 //
-// A CTA takes 16 tokens whose rows of the cache are a group of 16, a thread 8 columns of q, k and
-// v: first v, whose 16 tokens are the 16 bytes that e4m3 has next to each other, then q and k, four
-// tokens at a time while the next four are loaded. Angles of height and width come from a table;
-// those of time, whose positions have no bound, are worked out in f64 once per CTA. Sizes that are
-// no multiple of 8 take one CTA per token and a pair of elements per thread.
+// One CTA per token, a pair of elements per thread and step. Angles of height and width come from a
+// table; those of time are worked out in f64 once per CTA, since their positions have no bound.
+//
+// For e4m3 a CTA takes 16 tokens whose rows of the cache are a group of 16, a thread 8 columns of
+// q, k and v: first v, whose 16 tokens are the 16 bytes that e4m3 has next to each other, then q
+// and k, four tokens at a time while the next four are loaded.
 #include "ops/cuda/quantise.cuh"
 
 namespace ultraflash::cuda::kernels {
@@ -175,53 +176,40 @@ __device__ __forceinline__ void store_values(const QkvArgs& a, const GroupRows& 
 }
 
 // v of a CTA's tokens: `v` is where the token at row 0 of the cache would lie, had it one.
-template <typename T, bool FP8>
 __device__ __forceinline__ void write_values(const QkvArgs& a, const GroupRows& rows,
-                                             int64_t cache_tokens, int column, const T* v) {
+                                             int64_t cache_tokens, int column, const bf16* v) {
   uint32_t words[kColumns][4];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    Pack<T, kColumns> in[8];
+    Pack<bf16, kColumns> in[8];
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const int64_t row = rows.group + 8 * half + n;
       if (row >= rows.begin && row < rows.end) {
-        in[n] = *reinterpret_cast<const Pack<T, kColumns>*>(v + row * 3 * a.dim);
-      } else if (FP8) {
+        in[n] = *reinterpret_cast<const Pack<bf16, kColumns>*>(v + row * 3 * a.dim);
+      } else {
 #pragma unroll
-        for (int i = 0; i < kColumns; ++i) in[n].x[i] = as<T>(0.0F);
+        for (int i = 0; i < kColumns; ++i) in[n].x[i] = as<bf16>(0.0F);
       }
     }
-    if constexpr (FP8) {
-      // Keys 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
+    // Keys 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
+    for (int w = 0; w < 4; ++w) {
 #pragma unroll
-        for (int i = 0; i < kColumns; ++i) {
-          const uint32_t pair = __nv_cvt_float2_to_fp8x2(
-              make_float2(as_float(in[2 * w].x[i]), as_float(in[2 * w + 1].x[i])), __NV_SATFINITE,
-              __NV_E4M3);
-          words[i][w] = half == 0 ? pair : words[i][w] | pair << 16;
-        }
-      }
-    } else {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int64_t row = rows.group + 8 * half + n;
-        if (row < rows.begin || row >= rows.end) continue;
-        *reinterpret_cast<Pack<T, kColumns>*>(
-            static_cast<T*>(a.v) + (rows.sample * cache_tokens + row) * a.dim + column) = in[n];
+      for (int i = 0; i < kColumns; ++i) {
+        const uint32_t pair = __nv_cvt_float2_to_fp8x2(
+            make_float2(as_float(in[2 * w].x[i]), as_float(in[2 * w + 1].x[i])), __NV_SATFINITE,
+            __NV_E4M3);
+        words[i][w] = half == 0 ? pair : words[i][w] | pair << 16;
       }
     }
   }
-  if constexpr (FP8) {
-    store_values(a, rows, cache_tokens, column, words);
-  }
+  store_values(a, rows, cache_tokens, column, words);
 }
 
-template <typename T, bool FP8, int MAX_THREADS, int CTAS>
+template <int MAX_THREADS, int CTAS>
 __global__ void __launch_bounds__(MAX_THREADS, CTAS)
-    group_kernel(const __grid_constant__ QkvArgs a, int64_t cache_tokens, int groups) {
+    fp8_kernel(const __grid_constant__ QkvArgs a, int64_t cache_tokens, int groups) {
   __shared__ float2 time_factors[kMaxPairs];
   __shared__ __align__(16) float partial[2][2 * kAtOnce][kMaxWarps];
   const GroupRows rows = group_rows(a, groups);
@@ -233,22 +221,22 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   // Of the token at row 0 of the cache, had it one.
   const int64_t token0 =
       rows.sample * tokens + rows.frame * a.grid.height * a.grid.width - rows.frame_row;
-  const T* source = static_cast<const T*>(a.qkv) + token0 * 3 * a.dim + column;
+  const bf16* source = static_cast<const bf16*>(a.qkv) + token0 * 3 * a.dim + column;
 
   struct Lines {
-    Pack<T, kColumns> q[kAtOnce], k[kAtOnce];
+    Pack<bf16, kColumns> q[kAtOnce], k[kAtOnce];
   };
   const auto fetch = [&](Lines& lines, int first) {
 #pragma unroll
     for (int t = 0; t < kAtOnce; ++t) {
       const int64_t row = rows.group + first + t;
       if (active && row >= rows.begin && row < rows.end) {
-        const T* from = source + row * 3 * a.dim;
-        lines.q[t] = *reinterpret_cast<const Pack<T, kColumns>*>(from);
-        lines.k[t] = *reinterpret_cast<const Pack<T, kColumns>*>(from + a.dim);
+        const bf16* from = source + row * 3 * a.dim;
+        lines.q[t] = *reinterpret_cast<const Pack<bf16, kColumns>*>(from);
+        lines.k[t] = *reinterpret_cast<const Pack<bf16, kColumns>*>(from + a.dim);
       } else {
 #pragma unroll
-        for (int i = 0; i < kColumns; ++i) lines.q[t].x[i] = lines.k[t].x[i] = as<T>(0.0F);
+        for (int i = 0; i < kColumns; ++i) lines.q[t].x[i] = lines.k[t].x[i] = as<bf16>(0.0F);
       }
     }
   };
@@ -264,7 +252,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   for (int i = thread; i < 2 * 2 * kAtOnce * kMaxWarps; i += static_cast<int>(blockDim.x)) {
     (&partial[0][0][0])[i] = 0.0F;
   }
-  if (active) write_values<T, FP8>(a, rows, cache_tokens, column, source + 2 * a.dim);
+  if (active) write_values(a, rows, cache_tokens, column, source + 2 * a.dim);
 
   float weight_q[kColumns];
   float weight_k[kColumns];
@@ -274,7 +262,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     weight_k[i] = active ? a.norm_k[column + i] : 0.0F;
   }
   const auto size = static_cast<float>(a.dim);
-  if (FP8) {  // 16 threads to a head
+  {  // 16 threads to a head
     float top_q = 0.0F;
     float top_k = 0.0F;
 #pragma unroll
@@ -351,7 +339,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
         const float2 f = in_space < 0               ? time_factors[at]
                          : in_space < r.pairs_space ? __ldg(vertical + in_space)
                                                     : __ldg(horizontal + in_space - r.pairs_space);
-        const auto turn = [&](const Pack<T, kColumns>& in, const float(&weight)[kColumns],
+        const auto turn = [&](const Pack<bf16, kColumns>& in, const float(&weight)[kColumns],
                               float inverse, float(&out)[kColumns]) {
           const float x = as_float(in.x[2 * i]) * inverse * weight[2 * i];
           const float y = as_float(in.x[2 * i + 1]) * inverse * weight[2 * i + 1];
@@ -363,19 +351,9 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
       }
       const int64_t q_at = (token0 + row) * a.dim + column;
       const int64_t k_at = (rows.sample * cache_tokens + row) * a.dim + column;
-      if constexpr (FP8) {
-        using Out = Pack<uint8_t, kColumns>;
-        *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.q) + q_at) = to_fp8(q, 1.0F);
-        *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.k) + k_at) = to_fp8(k, 1.0F);
-      } else {
-        Pack<T, kColumns> out;
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) out.x[i] = as<T>(q[i]);
-        *reinterpret_cast<Pack<T, kColumns>*>(static_cast<T*>(a.q) + q_at) = out;
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) out.x[i] = as<T>(k[i]);
-        *reinterpret_cast<Pack<T, kColumns>*>(static_cast<T*>(a.k) + k_at) = out;
-      }
+      using Out = Pack<uint8_t, kColumns>;
+      *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.q) + q_at) = to_fp8(q, 1.0F);
+      *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.k) + k_at) = to_fp8(k, 1.0F);
     }
     if (first + kAtOnce < kGroup) now = next;
   }
@@ -401,34 +379,26 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
   const int64_t tokens = args.batch * args.grid.tokens();
   if (tokens * args.dim == 0) return;
   check(args);
-  const bool fp8 = args.scales != nullptr;
-  require(!fp8 || (args.dtype == DType::kBF16 && args.head_dim == 128 && args.dim <= 8192),
-          "attention in e4m3: bf16 before it and heads of 128, of at most 64");
-  const int64_t threads = (args.dim / kColumns + 31) / 32 * 32;
-  const bool grouped = args.head_dim % kColumns == 0 && threads <= 1024;
-  const int64_t groups = args.grid.height * args.grid.width / kGroup + 2;
-  const auto go = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(args.batch * args.grid.frames * groups),
-             static_cast<unsigned>(threads), 0, stream>>>(args, cache_tokens,
-                                                          static_cast<int>(groups));
-  };
-  if (fp8) {
+  if (args.scales != nullptr) {
+    require(args.dtype == DType::kBF16 && args.head_dim == 128 && args.dim <= 8192,
+            "attention in e4m3: bf16 before it and heads of 128, of at most 64");
+    const int64_t threads = (args.dim / kColumns + 31) / 32 * 32;
+    const int64_t groups = args.grid.height * args.grid.width / kGroup + 2;
+    const auto go = [&](auto kernel) {
+      kernel<<<static_cast<unsigned>(args.batch * args.grid.frames * groups),
+               static_cast<unsigned>(threads), 0, stream>>>(args, cache_tokens,
+                                                            static_cast<int>(groups));
+    };
     if (threads <= 192) {
-      go(group_kernel<bf16, true, 192, 3>);
+      go(fp8_kernel<192, 2>);
     } else {
-      go(group_kernel<bf16, true, 1024, 1>);
+      go(fp8_kernel<1024, 1>);
     }
   } else {
     with_type(args.dtype, [&](auto tag) {
       using T = decltype(tag);
-      if (grouped && threads <= 192) {
-        go(group_kernel < T, false, 192, sizeof(T) == 2 ? 3 : 1 >);
-      } else if (grouped) {
-        go(group_kernel<T, false, 1024, 1>);
-      } else {
-        to_cache_kernel<T>
-            <<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(args, cache_tokens);
-      }
+      to_cache_kernel<T>
+          <<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(args, cache_tokens);
     });
   }
   UF_CUDA_LAUNCHED();

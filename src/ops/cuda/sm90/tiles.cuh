@@ -136,7 +136,7 @@ struct Fp8Tiles {
   static constexpr uint32_t kTileBytes = kBlock * 128;
   static constexpr int kStages = 6;
   static constexpr int kWeights = 16;
-  static constexpr int kRun = 8;
+  static constexpr int kRun = 2;
   static constexpr float kTop = 6.0F;
 
   static __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
