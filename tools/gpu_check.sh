@@ -57,6 +57,9 @@ fi
 if [[ -x $bin/test_dense_attention ]]; then
   check dense_attention 600 "$bin/test_dense_attention" --bench
 fi
+if [[ -x $bin/test_rows ]]; then
+  check rows 600 "$bin/test_rows" --bench
+fi
 if [[ -x $bin/full_size_check ]]; then
   check full_size_1k 900 "$bin/full_size_check"
   $quick || check full_size_2k 900 "$bin/full_size_check" 2k
@@ -79,9 +82,13 @@ clips=10
 $quick && clips=3
 bench 1k_bf16 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips $clips
 bench 1k_fp8 --recipe ultra-flash-1k --random-weights --dtype fp8 --clips $clips
+bench 1k_fp8_attention --recipe ultra-flash-1k --random-weights --dtype fp8 --attention fp8 \
+  --clips $clips
 if ! $quick; then
   bench 2k_bf16 --recipe ultra-flash-2k --random-weights --dtype bf16 --clips $clips
   bench 2k_fp8 --recipe ultra-flash-2k --random-weights --dtype fp8 --clips $clips
+  bench 2k_fp8_attention --recipe ultra-flash-2k --random-weights --dtype fp8 --attention fp8 \
+    --clips $clips
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
       check "$tool" 1800 compute-sanitizer --tool "$tool" --error-exitcode 1 \

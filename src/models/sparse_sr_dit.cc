@@ -29,9 +29,9 @@ Status SparseSrDitConfig::validate() const {
   return {};
 }
 
-int64_t SparseSrDitConfig::top_k(const WindowGrid& grid) const {
+int64_t SparseSrDitConfig::top_k(const WindowGrid& grid, double factor) const {
   const int64_t pairs = grid.spatial_blocks() * grid.spatial_blocks();
-  const double ratio = top_k_ratio * static_cast<double>(ref_spatial_tokens) /
+  const double ratio = factor * top_k_ratio * static_cast<double>(ref_spatial_tokens) /
                        static_cast<double>(std::max<int64_t>(grid.grid.tokens_per_frame(), 1));
   const int64_t largest = std::max<int64_t>(pairs * grid.temporal_blocks() - 1, 1);
   const auto wanted = static_cast<int64_t>(
@@ -93,7 +93,7 @@ Tensor SparseSrDit::run(Executor& ops, const Tensor& noise, const Tensor& condit
   ops.update_place(place);
   BlockSelection selection;
   selection.local_range = config_.local_range;
-  selection.top_k = config_.top_k(window_grid);
+  selection.top_k = config_.top_k(window_grid, pass.ratio_factor);
   selection.blocks_per_chunk =
       std::max<int64_t>(config_.stream_chunk_size / config_.window.frames, 1);
 

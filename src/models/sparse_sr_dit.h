@@ -36,7 +36,8 @@ struct SparseSrDitConfig {
   /// kInvalidArgument naming the field.
   [[nodiscard]] Status validate() const;
   /// Pairs kept per head and query temporal block for a group on `grid`; at least one more is.
-  [[nodiscard]] int64_t top_k(const WindowGrid& grid) const;
+  /// `factor` multiplies top_k_ratio.
+  [[nodiscard]] int64_t top_k(const WindowGrid& grid, double factor = 1.0) const;
 };
 
 /// Window caches of all layers and how far the stream is.
@@ -55,7 +56,8 @@ struct SparseSrState {
 struct SparseSrPass {
   const TimeModulation* time = nullptr;
   const TextKv* text = nullptr;
-  int64_t kv_len = 3;  // temporal blocks that the next group may see
+  int64_t kv_len = 3;         // temporal blocks that the next group may see
+  double ratio_factor = 1.0;  // on top_k_ratio, for training at several budgets
   /// Replaces the chosen masks, one per layer: u8 [batch, heads, query_blocks, key_blocks].
   const std::vector<Tensor>* injected_masks = nullptr;
   /// Receives the mask of every layer when not null.
