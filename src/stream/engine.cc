@@ -44,6 +44,7 @@ class Engine::Impl {
     ExecutorOptions executor_options;
     executor_options.device = options.device;
     executor_options.threads = options.threads;
+    executor_options.fp8_attention = networks->fp8_attention;
     // Without a limit of the user's, what the machine has is the limit.
     executor_options.memory_limit_bytes =
         options.memory_limit_bytes != 0 ? options.memory_limit_bytes : host_memory_bytes();
