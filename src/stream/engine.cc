@@ -5,7 +5,6 @@
 
 #include "core/check.h"
 #include "core/host_info.h"
-#include "ops/devices.h"
 #include "stream/networks.h"
 #include "stream/pipeline.h"
 #include "stream/session.h"
@@ -41,10 +40,7 @@ class Engine::Impl {
         networks(std::move(networks_in)) {}
 
   [[nodiscard]] Result<std::unique_ptr<Executor>> new_executor() const {
-    ExecutorOptions executor_options;
-    executor_options.device = options.device;
-    executor_options.threads = options.threads;
-    executor_options.fp8_attention = networks->fp8_attention;
+    ExecutorOptions executor_options = networks->executor_options(options);
     // Without a limit of the user's, what the machine has is the limit.
     executor_options.memory_limit_bytes =
         options.memory_limit_bytes != 0 ? options.memory_limit_bytes : host_memory_bytes();
