@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <filesystem>
+#include <fstream>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -58,6 +61,39 @@ int run_check(const TrainSettings& settings, const std::string& device) {
   return 0;
 }
 
+// What `--calibrate` has written, as a table.
+int print_calibration(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  const nlohmann::json json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded()) {
+    return fail({StatusCode::kIo, fmt::format("{}: cannot be read", path.string())});
+  }
+  const auto number = [](const nlohmann::json& object, const char* name) {
+    return object.at(name).get<double>();
+  };
+  fmt::print("scores above  passes skipped  drift changes by  time saved\n");
+  for (const nlohmann::json& row : json.at("thresholds")) {
+    fmt::print("{:12.4f}  {:12.1f} %  {:14.2f} %  {:8.1f} %{}\n", number(row, "threshold"),
+               100.0 * number(row, "skipped"), 100.0 * number(row, "drift_change"),
+               100.0 * number(row, "time_saved"),
+               row.at("within_limit").get<bool>() ? "" : "  not within the limit");
+  }
+  for (const nlohmann::json& row : json.at("shrinking_cache")) {
+    fmt::print("{}x, shrinking cache: 1 - MS-SSIM {:.4f}, {:.1f} dB{}\n",
+               row.at("scale").get<int64_t>(), number(row, "dissimilarity"), number(row, "psnr"),
+               row.at("within_limit").get<bool>() ? "" : "  not within the limit");
+  }
+  const double threshold = number(json, "refresh_threshold");
+  if (threshold < 1.0) {
+    fmt::print("--dcm-refresh {} --dcm-refresh-threshold {:.4f}\n",
+               json.at("score").get<std::string>(), threshold);
+  } else {
+    fmt::print("no threshold keeps the drift within its limit\n");
+  }
+  fmt::print("  {}\n", path.string());
+  return 0;
+}
+
 int run_train(const TrainSettings& settings) {
   // Who asks for GPUs trains on them.
   std::string device = settings.device;
@@ -109,6 +145,9 @@ int run_train(const TrainSettings& settings) {
   const Result<TrainSummary> summary = run_training(options);
   line.finish();
   if (!summary.ok()) return fail_as_rank(summary.status());
+  if (settings.calibrate && !summary->weights.empty()) {
+    return print_calibration(summary->weights[0]);
+  }
   if (summary->checkpoint.empty()) return 0;  // not rank 0
   fmt::print("{} after {} steps\n", summary->finished ? "finished" : "stopped", summary->step);
   for (const std::filesystem::path& path : summary->weights) fmt::print("  {}\n", path.string());

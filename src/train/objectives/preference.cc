@@ -109,7 +109,7 @@ class PreferenceObjective final : public Objective {
         const double sparse = sparse_refiner_cost(context_, scale, config.batch, frames, full, 1.0);
         const double dense = dense_refiner_cost(context_, scale, config.batch, frames);
         const double upsampled =
-            (lead + 1.0) * upsampler_cost(context_, scale, config.batch, frames);
+            upsampler_cost(context_, scale, config.batch, config.bank.latent_frames);
         const double pairs = (2.0 * lead + kForwardAndBackward + 1.0 +
                               (1.0 - c.start_share) * (2.0 * kForwardAndBackward + 2.0)) *
                                  sparse +
@@ -195,12 +195,15 @@ class PreferenceObjective final : public Objective {
     group.groups = 1 + random.below(c.groups);
     group.schedule = static_cast<KvSchedule>(random.below(3));
     const double noise = random.uniform() < 0.5 ? 0.0 : c.condition_noise;
-    RolloutBank::Batch streams =
-        rollouts_->sample(step, context_.config.batch, group.groups * group.frames);
-    group.low = std::move(streams.low);
+    const int64_t frames = group.groups * group.frames;
+    // Whole streams, whose convolutions have one shape whatever is drawn: a GPU looks for the best
+    // algorithm of each shape once.
+    const RolloutBank::Batch streams =
+        rollouts_->sample(step, context_.config.batch, context_.config.bank.latent_frames);
+    group.low = streams.low.narrow(1, 0, frames);
     group.embeddings = data_->text().run(context_, streams.tokens);
     context_.seed_step(step);
-    group.y = size.upsampler.run_window(context_, group.low, 0);
+    group.y = size.upsampler.run_window(context_, streams.low, 0).narrow(1, 0, frames);
     if (noise > 0.0) group.y = at::lerp(group.y, at::randn_like(group.y), noise);
     group.noise = at::randn_like(group.y);
     return group;
