@@ -32,6 +32,7 @@ struct TrainSettings {
   std::string write_embeddings;
   bool degradations = false;
   int64_t prepare = 0;
+  bool calibrate = false;
   int64_t steps = -1;
   double minutes = 0.0;
   std::vector<std::string> set;
@@ -83,6 +84,7 @@ int run_train(const TrainSettings& settings) {
   options.write_embeddings = settings.write_embeddings;
   options.degradations = settings.degradations;
   options.prepare = settings.prepare;
+  options.calibrate = settings.calibrate;
   options.log = stderr_logger();
   if (settings.show) {
     const Result<std::string> text = describe_training(options);
@@ -157,6 +159,9 @@ void add_train(CLI::App& app, Command& chosen) {
       "--prepare", settings->prepare,
       "Write that many of the config's clips to the output folder, large and small and damaged, "
       "for data.source, and stop");
+  command->add_flag("--calibrate", settings->calibrate,
+                    "Measure what dynamic cache management may skip with the networks of a "
+                    "preference config, write it to the output folder, and stop");
   command->add_flag("--show", settings->show, "Print the config as it would run, and stop");
   command->callback([settings, &chosen] { chosen = [settings] { return run_train(*settings); }; });
 }

@@ -25,18 +25,15 @@ at::Tensor damaged_clips(const TrainContext& context, const TrainingClips& clips
   const at::Tensor raw = at::empty({window.frames, height, width, 3}, at::kByte);
   std::vector<at::Tensor> all;
   for (int64_t i = 0; i < pictures.size(0); ++i) {
-    const int64_t index = first + i;
-    if (!degrade::chosen(context, index)) {
-      all.push_back(
-          resized(pictures.narrow(0, i, 1), height, width, context.config.cascade.downsample)
-              .squeeze(0));
-    } else if (clips.damaged(index, window, raw.mutable_data_ptr<uint8_t>())) {
-      all.push_back(raw.to(context.device).to(at::kFloat).div_(255.0));
+    if (degrade::chosen(context, first + i) &&
+        clips.damaged(first + i, window, raw.mutable_data_ptr<uint8_t>())) {
+      all.push_back(raw.unsqueeze(0).to(context.device).to(at::kFloat).div_(255.0));
     } else {
-      all.push_back(degrade::damaged_clip(context, pictures.select(0, i), height, width, index));
+      all.push_back(
+          degrade::degraded_clips(context, pictures.narrow(0, i, 1), height, width, first + i));
     }
   }
-  return at::stack(all);
+  return at::cat(all);
 }
 
 }  // namespace

@@ -43,6 +43,9 @@ struct TrainOptions {
   bool degradations = false;
   /// Writes so many clips to `out`, large and small and damaged (prepare.h), and trains nothing.
   int64_t prepare = 0;
+  /// Measures what dynamic cache management may skip with the networks of a preference config
+  /// (calibration.h), writes `out`/cache_management.json and trains nothing.
+  bool calibrate = false;
   Logger log;
   /// Returns false to stop: the step in hand is finished and a checkpoint written.
   std::function<bool(const TrainProgress&)> progress;

@@ -187,6 +187,20 @@ at::Tensor damaged_clip(const TrainContext& context, const at::Tensor& pictures,
   return degraded(clip, height, width, draw, context.config.degrade).permute({0, 2, 3, 1});
 }
 
+at::Tensor degraded_clips(const TrainContext& context, const at::Tensor& pictures, int64_t height,
+                          int64_t width, int64_t first) {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> clips;
+  for (int64_t i = 0; i < pictures.size(0); ++i) {
+    clips.push_back(
+        chosen(context, first + i)
+            ? damaged_clip(context, pictures.select(0, i), height, width, first + i)
+            : resized(pictures.narrow(0, i, 1), height, width, context.config.cascade.downsample)
+                  .squeeze(0));
+  }
+  return at::stack(clips);
+}
+
 Result<RgbImage> degradation_sheet(const TrainContext& context) {
   constexpr int64_t kScale = 2;
   constexpr int64_t kFrames = 16;

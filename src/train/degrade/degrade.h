@@ -56,6 +56,11 @@ bool chosen(const TrainContext& context, int64_t index);
 at::Tensor damaged_clip(const TrainContext& context, const at::Tensor& pictures, int64_t height,
                         int64_t width, int64_t index);
 
+/// f32 [n, frames, H, W, 3], clip `first` and the next ones -> [n, frames, height, width, 3]: each
+/// damaged, or made small alone where it is not chosen.
+at::Tensor degraded_clips(const TrainContext& context, const at::Tensor& pictures, int64_t height,
+                          int64_t width, int64_t first);
+
 /// A row for every operation on one held-out clip, with the most visible parameters of several
 /// draws: three frames without and with it and four times their difference. The log says what each
 /// row is.
