@@ -5,7 +5,7 @@
 #
 #   cpu     gcc, release code, all libraries
 #   asan    clang, address and undefined behaviour sanitizers
-#   plain   gcc without oneDNN, FFmpeg and libpng: our own code alone
+#   plain   gcc without oneDNN, FFmpeg, libpng and OpenCV: our own code alone
 #   train   as cpu with the trainer; tests what that adds. Fetches libtorch (700 MB) once
 #
 #   ./test.sh           all of it
