@@ -24,6 +24,8 @@ struct EngineSettings {
   std::string dtype = "auto";
   int threads = 0;
   std::string memory_limit;  // "8G", "500M"
+  std::string cuda_graphs = "on";
+  std::string overlap = "off";
   int64_t window = 0;
   int64_t sink = -1;
 

@@ -39,15 +39,25 @@ struct SparseSrDitConfig {
   [[nodiscard]] int64_t top_k(const WindowGrid& grid) const;
 };
 
-/// Window caches of all layers and how far the stream is.
+/// The window cache of all layers and how far the stream is.
+///
+/// One ring serves every layer. Layer i keeps its cached temporal blocks `kv_len` slots below those
+/// of layer i - 1 and writes the new ones right after them: into slots that layer i - 1, which is
+/// done by then, has just let go of. So the ring needs room for one group beside what is kept, not
+/// for one group a layer, and nothing is ever copied.
 struct SparseSrState {
-  std::vector<WindowCache> layers;
-  TokenGrid frame;              // one latent frame
-  int64_t capacity_blocks = 0;  // ring size in temporal blocks
-  int64_t cached_blocks = 0;    // visible blocks of earlier groups
-  int64_t first_slot = 0;       // slot of the oldest of them
-  int64_t frames_seen = 0;      // latent frames super-resolved, the rotary offset
+  WindowCache ring;
+  std::vector<GroupPlace> places;  // of the group that begin() saw last, one a layer
+  TokenGrid frame;                 // one latent frame
+  int64_t kv_len = 0;              // most cached temporal blocks of a layer
+  int64_t group_blocks = 0;        // most temporal blocks of a group
+  int64_t cached_blocks = 0;       // visible blocks of earlier groups
+  int64_t first_slot = 0;          // slot of the oldest of them in layer 0
+  int64_t frames_seen = 0;         // latent frames super-resolved, the rotary offset
 
+  [[nodiscard]] int64_t capacity_blocks() const {
+    return static_cast<int64_t>(places.size()) * kv_len + group_blocks;
+  }
   /// A new stream; the memory stays.
   void reset();
 };
@@ -77,9 +87,16 @@ class SparseSrDit {
                                          int64_t width, int64_t group_frames, int64_t kv_len) const;
 
   /// One group: noise and condition [batch, f, h, w, 16] each -> flow prediction of that shape and
-  /// dtype. Advances the state.
+  /// dtype. Advances the state: begin(), forward() and commit() in one.
   Tensor run(Executor& ops, const Tensor& noise, const Tensor& condition, SparseSrState& state,
              const SparseSrPass& pass) const;
+
+  /// The three parts of run(). What forward() queues depends on the shapes and on
+  /// state.cached_blocks alone, so that it can be recorded and repeated (Executor::repeat).
+  void begin(Executor& ops, int64_t frames, SparseSrState& state) const;
+  Tensor forward(Executor& ops, const Tensor& noise, const Tensor& condition, SparseSrState& state,
+                 const SparseSrPass& pass) const;
+  void commit(int64_t frames, int64_t kv_len, SparseSrState& state) const;
 
  private:
   SparseSrDitConfig config_;

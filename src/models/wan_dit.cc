@@ -173,6 +173,18 @@ TextKv WanDit::text(Executor& ops, const Tensor& embeddings) const {
   return text;
 }
 
+void keep_text(Executor& ops, TextKv text, TextKv& kept) {
+  if (kept.layers.empty()) {
+    kept = std::move(text);
+    return;
+  }
+  UF_CHECK(kept.layers.size() == text.layers.size(), "texts of two networks");
+  for (size_t i = 0; i < text.layers.size(); ++i) {
+    ops.copy(kept.layers[i].first, text.layers[i].first);
+    ops.copy(kept.layers[i].second, text.layers[i].second);
+  }
+}
+
 Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& time,
                    const TextKv& text, SelfAttention attend, const ForwardProbe& probe) const {
   enum : int { kShift1, kScale1, kGate1, kShift2, kScale2, kGate2 };
@@ -191,8 +203,10 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
     const WanBlock& block = blocks_[i];
     RecomputeRegion region(ops);
     // Self-attention
+    Tensor qkv = ops.linear(n, block.self_attn.qkv);
+    n = Tensor();
     Tensor y = attend(static_cast<int64_t>(i), block.self_attn,
-                      ops.linear(n, block.self_attn.qkv));  // [batch, tokens, dim]
+                      std::move(qkv));  // [batch, tokens, dim]
     if (!y.defined()) return {};
     y = ops.linear(y, block.self_attn.o);
     ResidualNorm r = ops.residual_layer_norm(std::move(x), y, m[i].select(2, kGate1),
@@ -207,8 +221,7 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
                               m[i].select(2, kScale2), eps);
     report("cross_attn", i, r.x);
     // Feed-forward, then the norm of whatever comes next
-    y = ops.linear(r.normalized, block.ffn_0, Activation::kGeluTanh);  // [batch, tokens, ffn_dim]
-    y = ops.linear(y, block.ffn_2);
+    y = ops.feed_forward(r.normalized, block.ffn_0, Activation::kGeluTanh, block.ffn_2);
     const bool last = i + 1 == blocks_.size();
     const Tensor shift = last ? time.head_shift : m[i + 1].select(2, kShift1);
     const Tensor scale = last ? time.head_scale : m[i + 1].select(2, kScale1);
@@ -242,10 +255,11 @@ Tensor run_causal(Executor& ops, const WanDit& network, const Tensor& latent, Kv
   const Tensor patches = ops.patchify(latent, {}, network.compute());
   const Tensor head = network.run(
       ops, patches, *pass.time, *pass.text,
-      [&](int64_t layer, const WanAttention& weights, const Tensor& qkv) -> Tensor {
+      [&](int64_t layer, const WanAttention& weights, Tensor qkv) -> Tensor {
         KvCache& cache = state.layers[static_cast<size_t>(layer)];
         const Tensor q = ops.qkv_to_cache(qkv, weights.norm_q, weights.norm_k, config.eps, grid,
                                           config.num_heads, pass.place, cache);
+        qkv = Tensor();
         if (pass.cache_only && layer == last) return {};
         return ops.attention_cached(q, cache, config.num_heads, grid.tokens_per_frame(),
                                     pass.place);

@@ -25,6 +25,8 @@ Result<std::unique_ptr<Executor>> make_cuda(const ExecutorOptions& options) {
   cuda.guard_bytes = options.guard_bytes;
   cuda.fp8_products = options.fp8_products;
   cuda.plain_kernels = options.cuda_plain;
+  cuda.graphs = options.cuda_graphs;
+  cuda.urgent = options.urgent;
   return cuda::make_cuda_executor(cuda);
 }
 

@@ -40,13 +40,20 @@ class Engine::Impl {
         options(std::move(options_in)),
         networks(std::move(networks_in)) {}
 
-  [[nodiscard]] Result<std::unique_ptr<Executor>> new_executor() const {
+  [[nodiscard]] Result<std::unique_ptr<Executor>> new_executor(bool urgent = false) const {
     ExecutorOptions executor_options;
-    executor_options.device = options.device;
+    const bool gpu = networks->executor->device().type == DeviceType::kCuda;
+    executor_options.device = gpu ? device_name(networks->executor->device()) : options.device;
     executor_options.threads = options.threads;
-    // Without a limit of the user's, what the machine has is the limit.
-    executor_options.memory_limit_bytes =
-        options.memory_limit_bytes != 0 ? options.memory_limit_bytes : host_memory_bytes();
+    executor_options.cuda_graphs = options.cuda_graphs;
+    executor_options.fp8_products = networks->fp8_products;
+    executor_options.urgent = urgent;
+    // Without a limit of the user's, what the machine has is the limit; on a GPU load_networks has
+    // counted everything, and the driver knows what there is.
+    if (!gpu) {
+      executor_options.memory_limit_bytes =
+          options.memory_limit_bytes != 0 ? options.memory_limit_bytes : host_memory_bytes();
+    }
     return make_executor(executor_options);
   }
 
@@ -72,8 +79,14 @@ Result<Engine> Engine::load(const Recipe& recipe, const EngineOptions& options) 
 Result<Session> Engine::start(const SessionOptions& options) const {
   return guarded([&]() -> Result<Session> {
     UF_ASSIGN(std::unique_ptr<Executor> executor, impl_->new_executor());
-    auto pipeline =
-        std::make_unique<Pipeline>(impl_->networks, std::move(executor), impl_->options.log);
+    std::unique_ptr<Executor> cascade_executor;
+    if (impl_->options.overlap && executor->queues()) {
+      // Its pictures are due first.
+      UF_ASSIGN(cascade_executor, impl_->new_executor(/*urgent=*/true));
+    }
+    auto pipeline = std::make_unique<Pipeline>(impl_->networks, std::move(executor),
+                                               std::move(cascade_executor), impl_->options.log);
+    if (impl_->options.warm_up) pipeline->warm_up();
     Session session(
         std::make_unique<Session::Impl>(impl_->networks, std::move(pipeline), impl_->options.log));
     UF_TRY(session.restart(options));

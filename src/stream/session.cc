@@ -169,6 +169,7 @@ Status Session::restart(const SessionOptions& options) {
   }
 }
 SessionStats Session::stats() const { return impl_->stats(); }
+std::vector<TraceEvent> Session::take_trace() { return impl_->take_trace(); }
 int64_t Session::planned_chunks() const { return impl_->plan().chunks; }
 int64_t Session::planned_frames() const { return impl_->plan().pictures; }
 

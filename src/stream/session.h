@@ -27,6 +27,7 @@ class Session::Impl {
   void drain();
   void cancel();
   [[nodiscard]] SessionStats stats() const;
+  [[nodiscard]] std::vector<TraceEvent> take_trace() { return pipeline_->take_trace(); }
   [[nodiscard]] const ChunkPlan& plan() const { return pipeline_->plan(); }
 
  private:

@@ -67,14 +67,18 @@ WindowedQueries CudaExecutor::do_qkv_to_windows(const Tensor& qkv, const Tensor&
                                                 const GroupPlace& place, WindowCache& cache) {
   const int64_t dim = qkv.dim(2) / 3;
   const SparseShape shape = shape_of(qkv, dim, grid, heads, place);
-  // The table of a group serves all its layers; update_place drops it.
+  // The table of a group serves all its layers: their places differ in the slots alone. It lives
+  // beside what repeat() works in, and is filled there, so that every replay fills it anew.
   const auto wanted = static_cast<int64_t>(rotary_table_bytes(shape));
-  if (!group_rotary_.defined() || group_rotary_.numel() != wanted ||
-      group_rotary_place_ != place.device.raw()) {
-    group_rotary_ = do_empty(DType::kU8, {wanted});
-    group_rotary_place_ = place.device.raw();
+  if (!group_rotary_.defined() || group_rotary_.numel() < wanted) {
+    group_rotary_ = arena_->allocate(DType::kU8, {wanted});
+    group_rotary_filled_ = false;
+    ++recordings_epoch_;  // those recorded before read the old one
+  }
+  if (!group_rotary_filled_) {
     UF_CUDA_TRY(fill_rotary_table(shape, place_of(place),
                                   reinterpret_cast<float*>(group_rotary_.mutable_raw()), stream_));
+    group_rotary_filled_ = true;
   }
   WindowedQueries queries;
   queries.q = do_empty(qkv.dtype(), {shape.batch, grid.blocks(), grid.window.tokens(), dim});
