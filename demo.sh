@@ -12,7 +12,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 "$root/tools/build.sh" release ultraflash
 
 if (($# == 0)); then
-  set -- --recipe pocket-lr --seed 1 --seconds 5 --enlarge 3 \
+  set -- --seed 1 --seconds 5 \
     --prompt "a large yellow star moving slowly to the right on a navy background" \
     --out "$PWD/ultraflash-demo.mp4"
 fi

@@ -55,6 +55,9 @@ void print(const Written& w, const EngineInfo& info) {
   if (!w.low_resolution_path.empty()) {
     fmt::print("{}: the same moments at the generator's own size\n", w.low_resolution_path);
   }
+  if (w.width > info.width) {
+    fmt::print("Made at {}x{} and enlarged for viewing.\n", info.width, info.height);
+  }
   if (info.random_weights)
     fmt::print("The weights are random, so the pictures mean nothing yet.\n");
 }

@@ -120,11 +120,12 @@ struct AutoencoderConfig {
   int64_t crops_per_clip = 1;  // at scales above 1
   double l1 = 1.0;             // weights of the losses
   double mse = 4.0;
-  double gradient = 0.5;       // L1 of spatial differences
-  double temporal = 0.25;      // L1 of differences between frames
-  double latent_kl = 0.01;     // of each latent channel's mean and variance to a unit normal
-  double latent_noise = 0.05;  // deviation of noise added to latents before decoding
-  int64_t eval_clips = 8;      // unseen clips measured at each scale
+  double gradient = 0.5;        // L1 of spatial differences
+  double temporal = 0.25;       // L1 of differences between frames
+  double latent_kl = 0.01;      // of each latent channel's mean and variance to a unit normal
+  double latent_noise = 0.05;   // deviation of noise added to latents before decoding
+  bool freeze_encoder = false;  // only the decoder learns: what was trained on the latents stays
+  int64_t eval_clips = 8;       // unseen clips measured at each scale
   int64_t eval_frames = 24;
 
   template <typename Visitor>
@@ -139,6 +140,7 @@ struct AutoencoderConfig {
     visit("temporal", temporal);
     visit("latent_kl", latent_kl);
     visit("latent_noise", latent_noise);
+    visit("freeze_encoder", freeze_encoder);
     visit("eval_clips", eval_clips);
     visit("eval_frames", eval_frames);
   }

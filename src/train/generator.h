@@ -76,14 +76,20 @@ at::Tensor add_noise(const at::Tensor& x, const at::Tensor& noise, const at::Ten
 class StepRandom {
  public:
   StepRandom(const TrainContext& context, int64_t step, int64_t purpose)
-      : seed_((static_cast<uint64_t>(context.config.seed) ^ 0x73746570) + context.rank_seed()),
-        stream_(static_cast<uint64_t>(step) << 8 | static_cast<uint64_t>(purpose)) {}
+      : StepRandom(context.rank_seed(), context, step, purpose) {}
+  /// The same numbers on every rank.
+  static StepRandom shared(const TrainContext& context, int64_t step, int64_t purpose) {
+    return {uint64_t{0}, context, step, purpose};
+  }
   /// In [0, 1).
   double uniform() { return static_cast<double>(rng::uniform(next())); }
   int64_t below(int64_t count) { return static_cast<int64_t>(next()) % count; }
   double normal() { return static_cast<double>(rng::normals({seed_, stream_}, counter_++).x[0]); }
 
  private:
+  StepRandom(uint64_t rank_seed, const TrainContext& context, int64_t step, int64_t purpose)
+      : seed_((static_cast<uint64_t>(context.config.seed) ^ 0x73746570) + rank_seed),
+        stream_(static_cast<uint64_t>(step) << 8 | static_cast<uint64_t>(purpose)) {}
   uint32_t next() { return rng::philox(counter_++, stream_, seed_).x[0]; }
   uint64_t seed_;
   uint64_t stream_;

@@ -164,6 +164,18 @@ TEST_F(GenerateTest, EnlargesForViewing) {
       is_sentence(run(generate({"-p", "a", "--enlarge", "9", "-o", "x.y4m"})), 2, "enlarge"));
 }
 
+TEST_F(GenerateTest, TheDefaultRecipeIsTrainedAndEnlargedForViewing) {
+  const Outcome made = run(
+      {"generate", "-q", "-p", "a red circle", "--frames", "1", "--threads", "1", "-o", "a.y4m"});
+  ASSERT_TRUE(is_success(made));
+  EXPECT_NE(made.out.find("enlarged for viewing"), std::string::npos) << made.out;
+  EXPECT_EQ(made.out.find("random"), std::string::npos) << made.out;
+  EXPECT_EQ(read_video(file("a.y4m")).width, 480);
+  ASSERT_TRUE(is_success(run({"generate", "-q", "--recipe", "pocket-lr", "-p", "a red circle",
+                              "--frames", "1", "--threads", "1", "-o", "b.y4m"})));
+  EXPECT_EQ(read_video(file("b.y4m")).width, 160);
+}
+
 TEST_F(GenerateTest, OneVideoForEachLineOfAPromptFile) {
   write_file(file("prompts.txt"),
              "\xEF\xBB\xBF"

@@ -130,6 +130,35 @@ TEST(Autoencoder, LossFallsAndResumeIsExact) {
   expect_exact_resume(options, folder, 7, 3);
 }
 
+TEST(Autoencoder, DecoderLearnsAloneWhenTheEncoderIsFrozen) {
+  const TrainingFolder folder("frozen_encoder");
+  run(folder.stage("autoencoder", "first", R"("batch": 4, "steps": 2)"));
+  TrainOptions options = folder.stage("autoencoder", "second", R"("batch": 4, "steps": 3)");
+  options.set = {"autoencoder.freeze_encoder=true",
+                 "init.autoencoder=" + (folder / "first").string(), "optimizer.lr=0.01"};
+  run(options);
+  const Result<Checkpoint> first = Checkpoint::open(folder / "first/tiny_autoencoder.safetensors");
+  const Result<Checkpoint> second =
+      Checkpoint::open(folder / "second/tiny_autoencoder.safetensors");
+  ASSERT_TRUE(first.ok()) << first.status().message();
+  ASSERT_TRUE(second.ok()) << second.status().message();
+  int kept = 0;
+  int learnt = 0;
+  for (const TensorEntry& entry : first->entries()) {
+    const TensorEntry* other = second->find(entry.name);
+    ASSERT_NE(other, nullptr) << entry.name;
+    const bool same = std::equal(entry.bytes.begin(), entry.bytes.end(), other->bytes.begin());
+    if (entry.name.starts_with("encoder.")) {
+      EXPECT_TRUE(same) << entry.name;
+      ++kept;
+    } else {
+      learnt += same ? 0 : 1;
+    }
+  }
+  EXPECT_GT(kept, 10);
+  EXPECT_GT(learnt, 10);
+}
+
 TEST(Stages, FollowEachOtherAndLoadIntoTheEngine) {
   const char* source = std::getenv("UF_SOURCE_DIR");
   if (source == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";

@@ -1,5 +1,5 @@
-// Stage 1: the tiny encoder and decoder together, or the ultra decoder alone on the latents of a
-// frozen encoder.
+// Stage 1: the tiny encoder and decoder together, the decoder alone once other networks have learnt
+// the latents, or the ultra decoder on the latents of a frozen encoder.
 //
 // Raw output frame r of the decoder reconstructs input frame r, so a latent frame shows the four
 // frames it was made of; the decoder's first frames_to_trim() frames are dropped at inference and
@@ -94,7 +94,7 @@ class AutoencoderObjective final : public Objective {
     const at::Tensor target = clips.to(at::kFloat).div_(255.0);  // [b, t, h, w, 3]
     at::Tensor latent = encode(encoder_, target);
     at::Tensor loss = at::zeros({}, context_.f32());
-    if (joint_) {
+    if (trains_encoder()) {
       const at::Tensor mean = latent.mean({0, 1, 2, 3});
       const at::Tensor variance = latent.var({0, 1, 2, 3}, /*correction=*/0) + 1e-6;
       const at::Tensor kl = 0.5 * (mean.square() + variance - variance.log() - 1.0).mean();
@@ -196,11 +196,14 @@ class AutoencoderObjective final : public Objective {
     });
   }
 
+  [[nodiscard]] bool trains_encoder() const {
+    return joint_ && !context_.config.autoencoder.freeze_encoder;
+  }
+
   at::Tensor encode(const TinyEncoder& encoder, const at::Tensor& pictures) const {
     MemoryState state;
     const at::Tensor x = pictures.to(to_torch(context_.compute));
-    if (joint_) return to_torch(encoder.run(context_.ops(), from_torch(x), state)).to(at::kFloat);
-    const at::NoGradGuard no_grad;
+    const at::AutoGradMode gradients(at::GradMode::is_enabled() && trains_encoder());
     return to_torch(encoder.run(context_.ops(), from_torch(x), state)).to(at::kFloat);
   }
 

@@ -13,7 +13,7 @@
 namespace ultraflash {
 namespace {
 
-enum : int64_t { kGeneratorDraw = 1, kCriticDraw = 2 };
+enum : int64_t { kGeneratorDraw = 1, kCriticDraw = 2, kExitDraw = 16 };
 
 class SelfForcingObjective final : public Objective {
  public:
@@ -128,10 +128,12 @@ class SelfForcingObjective final : public Objective {
     const TrainConfig& config = context_.config;
     StepRandom random(context_, step, purpose);
     Draw result;
+    // The steps that a rollout takes decide how long it is: no rank shall wait for another.
+    StepRandom exits = StepRandom::shared(context_, step, purpose + kExitDraw);
     const auto steps = static_cast<int64_t>(plan_.timesteps.size());
     for (size_t i = 0; i < chunks(); ++i) {
       const bool repeat = i > 0 && config.self_forcing.same_exit_step;
-      result.exits.push_back(repeat ? result.exits[0] : random.below(steps));
+      result.exits.push_back(repeat ? result.exits[0] : exits.below(steps));
     }
     for (int64_t i = 0; i < config.batch; ++i) {
       const int64_t clip = random.below(int64_t{1} << 30);
