@@ -92,6 +92,7 @@ void check_window_cache(const WindowCache& cache, const WindowGrid& grid, const 
 class ClockMoment final : public Moment {
  public:
   void wait() override {}
+  [[nodiscard]] bool reached() const override { return true; }
   [[nodiscard]] double seconds_since(const Moment& earlier) const override {
     const auto* other = dynamic_cast<const ClockMoment*>(&earlier);
     UF_CHECK(other != nullptr, "moments of two devices");

@@ -40,6 +40,8 @@ class Moment {
   virtual ~Moment() = default;
   /// Returns when the queue has come to it. Throws Error(kDevice) when the device failed.
   virtual void wait() = 0;
+  /// Whether it has; a failure of the device counts as reached, and wait() says what it was.
+  [[nodiscard]] virtual bool reached() const = 0;
   /// Time from `earlier`, a moment of the same device. Both must have been reached.
   [[nodiscard]] virtual double seconds_since(const Moment& earlier) const = 0;
 };

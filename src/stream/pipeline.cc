@@ -31,15 +31,20 @@ Tensor concatenate(Executor& ops, const std::vector<Tensor>& chunks) {
 
 }  // namespace
 
+class Pipeline::Delivery {
+ public:
+  Frames frames;
+  std::vector<std::shared_ptr<Moment>> ready;
+  std::vector<Tensor> read_until_then;
+  std::vector<Call> calls;
+};
+
 Pipeline::Pipeline(std::shared_ptr<const NetworkSet> networks, std::unique_ptr<Executor> executor,
                    std::unique_ptr<Executor> cascade_executor, Logger log)
     : networks_(std::move(networks)),
       ops_(std::move(executor)),
       own_cascade_ops_(std::move(cascade_executor)),
       cascade_ops_(own_cascade_ops_ ? *own_cascade_ops_ : *ops_),
-      // One group is made while the one before leaves; where the calling thread does the work
-      // itself, a second one would only be late.
-      most_under_way_(ops_->queues() ? 2 : 1),
       log_(std::move(log)),
       generator_(*ops_, networks_->generator, networks_->recipe.generator,
                  networks_->recipe.cache_policy()),
@@ -56,17 +61,16 @@ Pipeline::Pipeline(std::shared_ptr<const NetworkSet> networks, std::unique_ptr<E
 
 Pipeline::~Pipeline() {
   try {
-    forget_deliveries();
+    wait_for_all();
   } catch (const Error&) {
     // The device failed; whoever used the stream has been told.
   }
 }
 
-void Pipeline::forget_deliveries() {
+void Pipeline::wait_for_all() {
   // What is queued still reads and writes memory that goes back now.
   ops_->synchronize();
   cascade_ops_.synchronize();
-  under_way_.clear();
   calls_.clear();
   lent_.clear();
 }
@@ -143,9 +147,9 @@ void Pipeline::warm_up() {
   const int64_t full = group_chunks(networks_->cascade());
   const auto group_of = [&](int64_t chunks, bool first) {
     const int64_t one = first && spec.independent_first_frame ? 1 : spec.frames_per_chunk;
-    return ops_->zeros(networks_->compute,
-                       {1, one + (chunks - 1) * spec.frames_per_chunk, spec.latent_height,
-                        spec.latent_width, spec.network.in_dim});
+    return cascade_ops_.zeros(networks_->compute,
+                              {1, one + (chunks - 1) * spec.frames_per_chunk, spec.latent_height,
+                               spec.latent_width, spec.network.in_dim});
   };
   const auto run = [&](const Tensor& group) {
     Tensor latent = group;
@@ -155,22 +159,27 @@ void Pipeline::warm_up() {
     if (low_resolution_decoder_) static_cast<void>(low_resolution_decoder_->run(group));
   };
   options_ = {};
-  for (int64_t tail = full; tail > 0; --tail) {
-    for (int i = 0; i < kTimes; ++i) {
-      cascade_.reset(0, 0.0);
-      decoder_.reset(0, 0);
-      if (low_resolution_decoder_) low_resolution_decoder_->reset(0, 0);
-      cascade_ops_.wait_for(ops_->moment());
+  // The SR cache fills up within as many groups as it has blocks.
+  const int64_t groups = cascade_.has_refiner() ? cascade_.groups_until_full() : 1;
+  const auto begin_again = [&] {
+    // Also keeps the calling thread from running far ahead of temporary tensors.
+    ops_->synchronize();
+    cascade_ops_.synchronize();
+    cascade_.reset(0, 0.0);
+    decoder_.reset(0, 0);
+    if (low_resolution_decoder_) low_resolution_decoder_->reset(0, 0);
+  };
+  for (int i = 0; i < kTimes; ++i) {
+    begin_again();
+    run(group_of(full, /*first=*/true));
+    for (int64_t g = 0; g < groups; ++g) run(group_of(full, /*first=*/false));
+    for (int64_t tail = full - 1; tail > 0; --tail) run(group_of(tail, /*first=*/false));
+    for (int64_t tail = full - 1; tail > 0; --tail) {
+      begin_again();
       run(group_of(tail, /*first=*/true));
-      // The SR cache fills up within as many groups as it has blocks.
-      const int64_t groups = cascade_.has_refiner() ? cascade_.groups_until_full() : 1;
-      for (int64_t g = 0; g < groups; ++g) run(group_of(full, /*first=*/false));
-      if (tail != full) run(group_of(tail, /*first=*/false));
-      ops_->synchronize();
-      cascade_ops_.synchronize();
     }
   }
-  forget_deliveries();
+  wait_for_all();
 }
 
 Status Pipeline::begin(const SessionOptions& options, PreparedPrompt prompt,
@@ -208,7 +217,7 @@ Status Pipeline::begin(const SessionOptions& options, PreparedPrompt prompt,
         recipe.name, capacity, rate.pictures(capacity),
         plan.chunks == 0 ? std::string("endless ones") : fmt::format("{}", plan.pictures));
   }
-  forget_deliveries();
+  wait_for_all();
   plan_ = plan;
   options_ = options;
   later_steps_ = reduced_steps(generator_.steps(), dcm.steps_after_first_chunk);
@@ -328,12 +337,12 @@ std::shared_ptr<const uint8_t> Pipeline::share(const Tensor& pictures, Delivery&
   return {std::move(owner), data};
 }
 
-void Pipeline::flush_group(const std::function<void()>& check) {
+std::shared_ptr<Pipeline::Delivery> Pipeline::flush_group(const std::function<void()>& check) {
   const Tensor group = concatenate(*ops_, buffer_);
   cascade_ops_.wait_for(ops_->moment());
   lent_.push_back(group);
-  Delivery delivery;
-  Frames& frames = delivery.frames;
+  auto delivery = std::make_shared<Delivery>();
+  Frames& frames = delivery->frames;
   frames.first_chunk = group_first_chunk_;
   frames.chunk_count = static_cast<int64_t>(buffer_.size());
   group_first_chunk_ += frames.chunk_count;
@@ -356,44 +365,48 @@ void Pipeline::flush_group(const std::function<void()>& check) {
   if (low_resolution_decoder_) {
     timed(kPictures, cascade_ops_, [&] { small = low_resolution_decoder_->run(group); });
   }
-  if (!pictures.defined()) return;  // all of them were trimmed
+  if (!pictures.defined()) return nullptr;  // all of them were trimmed
   frames.count = pictures.dim(0);
   frames.height = pictures.dim(1);
   frames.width = pictures.dim(2);
-  frames.rgb = share(pictures, delivery);
+  frames.rgb = share(pictures, *delivery);
   if (small.defined()) {
     frames.low_resolution_count = small.dim(0);
     frames.low_resolution_height = small.dim(1);
     frames.low_resolution_width = small.dim(2);
-    frames.low_resolution_rgb = share(small, delivery);
+    frames.low_resolution_rgb = share(small, *delivery);
   }
-  for (Tensor& tensor : lent_) delivery.read_until_then.push_back(std::move(tensor));
+  for (Tensor& tensor : lent_) delivery->read_until_then.push_back(std::move(tensor));
   lent_.clear();
-  delivery.calls = std::exchange(calls_, {});
-  under_way_.push_back(std::move(delivery));
+  delivery->calls = std::exchange(calls_, {});
+  return delivery;
 }
 
-void Pipeline::queue_group(const std::function<void()>& check,
-                           const std::function<bool()>& draining) {
+std::shared_ptr<Pipeline::Delivery> Pipeline::step(const std::function<void()>& check,
+                                                   const std::function<bool()>& draining) {
   const auto wanted = static_cast<size_t>(group_chunks(networks_->cascade()));
-  const size_t before = under_way_.size();
-  while (!ended_ && under_way_.size() == before) {
+  while (!ended_) {
     const bool planned = plan_.chunks == 0 || generator_.chunks() < plan_.chunks;
     const bool full = plan_.pictures > 0 && decoder_.delivered() >= plan_.pictures;
     if (!planned || full || draining()) {
       ended_ = true;
-      if (!buffer_.empty() && !full) flush_group(check);  // the tail: fewer chunks than a group
-      return;
+      if (buffer_.empty() || full) return nullptr;
+      return flush_group(check);  // the tail: fewer chunks than a group
     }
     buffer_.push_back(next_chunk(check));
     const bool last = plan_.chunks != 0 && generator_.chunks() == plan_.chunks;
-    if (buffer_.size() == wanted || last) flush_group(check);
+    if (buffer_.size() < wanted && !last) continue;
+    if (std::shared_ptr<Delivery> delivery = flush_group(check)) return delivery;
   }
+  return nullptr;
 }
 
-Frames Pipeline::deliver() {
-  Delivery delivery = std::move(under_way_.front());
-  under_way_.pop_front();
+bool Pipeline::is_ready(const Delivery& delivery) {
+  return std::all_of(delivery.ready.begin(), delivery.ready.end(),
+                     [](const std::shared_ptr<Moment>& moment) { return moment->reached(); });
+}
+
+Frames Pipeline::finish(Delivery& delivery) {
   for (const std::shared_ptr<Moment>& moment : delivery.ready) moment->wait();
   const std::lock_guard lock(stats_mutex_);
   for (const Call& call : delivery.calls) {
@@ -404,14 +417,8 @@ Frames Pipeline::deliver() {
     if (options_.trace) add_to_trace(call);
   }
   counters_.frames += delivery.frames.count;
+  delivery.read_until_then.clear();
   return std::move(delivery.frames);
-}
-
-std::optional<Frames> Pipeline::step(const std::function<void()>& check,
-                                     const std::function<bool()>& draining) {
-  while (!ended_ && under_way_.size() < most_under_way_) queue_group(check, draining);
-  if (under_way_.empty()) return std::nullopt;
-  return deliver();
 }
 
 SessionStats Pipeline::stats() const {

@@ -1,15 +1,14 @@
 // Pipeline: one stream, step by step on the calling thread: text, generator, groups, cascade,
 // decoder, pictures. The session puts a thread and a queue around it.
 //
-// On an executor that queues (a GPU) the calling thread runs ahead: the next group is queued before
-// the pictures of this one are waited for. The cascade may have an executor of its own, whose work
+// On an executor that queues (a GPU) a step returns when its work is queued, and whoever wants the
+// pictures waits for them, on any thread. The cascade may have an executor of its own, whose work
 // then overlaps the generator's.
 #pragma once
 
 #include <array>
 #include <chrono>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -49,10 +48,17 @@ class Pipeline {
 
   /// The text of the chunks from the next one on.
   void switch_prompt(PreparedPrompt prompt, SwitchMode mode);
-  /// Makes the next delivery; nothing when the stream has ended. `check` is called between passes
-  /// and may throw to stop; `draining` is asked before each chunk and ends the stream early.
-  std::optional<Frames> step(const std::function<void()>& check,
-                             const std::function<bool()>& draining);
+  /// A group on its way to the reader.
+  class Delivery;
+  /// Queues the next delivery; null when the stream has ended. `check` is called between passes and
+  /// may throw to stop; `draining` is asked before each chunk and ends the stream early.
+  std::shared_ptr<Delivery> step(const std::function<void()>& check,
+                                 const std::function<bool()>& draining);
+  /// Whether finish() would return at once.
+  [[nodiscard]] static bool is_ready(const Delivery& delivery);
+  /// Waits for the pictures. May run on another thread than step(). Throws Error when the device
+  /// failed.
+  Frames finish(Delivery& delivery);
 
   /// May be called from another thread while step() runs.
   [[nodiscard]] SessionStats stats() const;
@@ -67,14 +73,6 @@ class Pipeline {
     std::chrono::steady_clock::time_point queued_from, queued_to;
     OpLog operations;  // of a traced stream
   };
-  // A group on its way to the reader.
-  struct Delivery {
-    Frames frames;
-    std::vector<std::shared_ptr<Moment>> ready;
-    std::vector<Tensor> read_until_then;
-    std::vector<Call> calls;
-  };
-
   template <typename Work>
   void timed(Timer timer, Executor& ops, const Work& work);
   void apply_prompt(const PreparedPrompt& prompt);
@@ -82,19 +80,15 @@ class Pipeline {
   Tensor next_chunk(const std::function<void()>& check);
   [[nodiscard]] bool skip_refresh(const Tensor& chunk);
   [[nodiscard]] int64_t kv_len_of_group(int64_t group) const;
-  // Queues chunks until a group is under way or the stream has ended.
-  void queue_group(const std::function<void()>& check, const std::function<bool()>& draining);
-  void flush_group(const std::function<void()>& check);
-  Frames deliver();
+  std::shared_ptr<Delivery> flush_group(const std::function<void()>& check);
   std::shared_ptr<const uint8_t> share(const Tensor& pictures, Delivery& delivery);
-  void forget_deliveries();
+  void wait_for_all();
   void add_to_trace(const Call& call);
 
   std::shared_ptr<const NetworkSet> networks_;
   std::unique_ptr<Executor> ops_;
   std::unique_ptr<Executor> own_cascade_ops_;  // null: ops_
   Executor& cascade_ops_;
-  size_t most_under_way_;  // groups
   Logger log_;
   GeneratorStage generator_;
   CascadeStage cascade_;
@@ -110,10 +104,9 @@ class Pipeline {
   SwitchMode pending_mode_ = SwitchMode::kPlain;
   std::vector<Tensor> buffer_;  // chunks of the group being gathered
   int64_t group_first_chunk_ = 0;
-  Tensor unrefreshed_;        // chunk whose context pass is still to be run
-  std::vector<Call> calls_;   // not yet part of a delivery
-  std::vector<Tensor> lent_;  // tensors of ops_ that cascade_ops_ still reads
-  std::deque<Delivery> under_way_;
+  Tensor unrefreshed_;              // chunk whose context pass is still to be run
+  std::vector<Call> calls_;         // not yet part of a delivery
+  std::vector<Tensor> lent_;        // tensors of ops_ that cascade_ops_ still reads
   std::shared_ptr<Moment> origin_;  // of a traced stream
   std::chrono::steady_clock::time_point host_origin_;
   bool ended_ = true;

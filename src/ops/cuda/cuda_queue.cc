@@ -21,6 +21,9 @@ class EventMoment final : public Moment {
     UF_CUDA_TRY(cudaSetDevice(device_));
     UF_CUDA_TRY(cudaEventSynchronize(event_));
   }
+  [[nodiscard]] bool reached() const override {
+    return cudaEventQuery(event_) != cudaErrorNotReady;
+  }
   [[nodiscard]] double seconds_since(const Moment& earlier) const override {
     const auto* other = dynamic_cast<const EventMoment*>(&earlier);
     UF_CHECK(other != nullptr && other->device_ == device_, "moments of two devices");
