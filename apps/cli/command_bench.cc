@@ -45,6 +45,7 @@ struct BenchSettings {
 };
 
 constexpr size_t kPrintedOperations = 40;  // the JSON has all of them
+constexpr int64_t kMostWarmUpChunks = 8;
 // A chunk has thousands of operations.
 constexpr int64_t kMostTracedChunks = 32;
 
@@ -137,7 +138,9 @@ Result<Measured> measure(const BenchSettings& settings, const Recipe& recipe,
   const auto total = static_cast<double>(settings.clips + (settings.no_encode ? 1 : 2));
   progress.update(0.0, "warm-up clip");
   Clock::time_point start = Clock::now();
-  UF_ASSIGN(Session session, engine.start(options));
+  SessionOptions first = options;
+  first.chunks = std::min<int64_t>(settings.chunks, kMostWarmUpChunks);
+  UF_ASSIGN(Session session, engine.start(first));
   m.start_seconds = seconds_between(start, Clock::now());
   UF_ASSIGN(const ClipTimes cold, run_clip(session, start, nullptr));
   m.cold_first = cold.first;
