@@ -130,7 +130,7 @@ void Pipeline::set_text(const Tensor& embeddings) {
   if (networks_->refiner) {
     cascade_ops_.wait_for(ops_->moment());
     cascade_.set_text(networks_->refiner->transformer().text(cascade_ops_, embeddings));
-    lent_.push_back(embeddings);
+    if (own_cascade_ops_) lent_.push_back(embeddings);
   }
 }
 
@@ -340,7 +340,7 @@ std::shared_ptr<const uint8_t> Pipeline::share(const Tensor& pictures, Delivery&
 std::shared_ptr<Pipeline::Delivery> Pipeline::flush_group(const std::function<void()>& check) {
   const Tensor group = concatenate(*ops_, buffer_);
   cascade_ops_.wait_for(ops_->moment());
-  lent_.push_back(group);
+  if (own_cascade_ops_) lent_.push_back(group);
   auto delivery = std::make_shared<Delivery>();
   Frames& frames = delivery->frames;
   frames.first_chunk = group_first_chunk_;
