@@ -225,5 +225,42 @@ TEST_F(CommandsTest, BenchMeasures) {
   EXPECT_TRUE(is_sentence(run({"-q", "bench", "--chunks", "-1"}), 2, "--chunks"));
 }
 
+TEST_F(CommandsTest, BenchTracesOperations) {
+  const Outcome outcome = run({"-q", "bench", "-r", "./tiny.json", "--clips", "1", "--chunks", "2",
+                               "--no-encode", "--json", "--operations", "--trace", "trace.json"});
+  ASSERT_TRUE(is_success(outcome));
+  const nlohmann::json result = json_of(outcome);
+  double generator_ms = 0.0;
+  std::set<std::string> names;
+  for (const nlohmann::json& row : result["operations"]) {
+    if (row["stage"] == "generator") generator_ms += row["ms"].get<double>();
+    names.insert(row["operation"]);
+    EXPECT_GT(row["calls"], 0);
+    EXPECT_EQ(row["tflops"] > 0.0,
+              row["operation"] == "linear" || row["operation"] == "feed_forward" ||
+                  row["operation"] == "attention" || row["operation"] == "attention_cached" ||
+                  row["operation"] == "block_sparse_attention" || row["operation"] == "conv2d" ||
+                  row["operation"] == "temporal_grow")
+        << row.dump();
+  }
+  for (const char* name : {"linear", "feed_forward", "attention_cached", "qkv_to_cache",
+                           "residual_modulate", "conv2d", "block_sparse_attention"}) {
+    EXPECT_EQ(names.count(name), 1U) << name;
+  }
+  // The trace holds the same operations, inside the stages that ran them.
+  const nlohmann::json trace = nlohmann::json::parse(read_file(file("trace.json")));
+  double stage_ms = 0.0;
+  double operations_ms = 0.0;
+  for (const nlohmann::json& event : trace["traceEvents"]) {
+    if (event["ph"] != "X") continue;
+    EXPECT_GE(event["dur"].get<double>(), 0.0);
+    if (event["tid"] == 2 && event["name"] == "generator") stage_ms += event["dur"].get<double>();
+    if (event["cat"] == "generator") operations_ms += event["dur"].get<double>();
+  }
+  EXPECT_NEAR(operations_ms * 1e-3, generator_ms, 1e-3 * generator_ms);
+  EXPECT_LE(operations_ms, stage_ms);
+  EXPECT_GT(operations_ms, 0.2 * stage_ms);
+}
+
 }  // namespace
 }  // namespace ultraflash::cli_test
