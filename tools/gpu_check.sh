@@ -67,6 +67,7 @@ program ops 600 test_ops '--gtest_filter=*cuda*' --gtest_brief=1
 program errors 60 test_cuda_errors --gtest_brief=1
 program block_sparse 600 test_block_sparse
 program dense_attention 600 test_dense_attention --bench
+program rows 600 test_rows --bench
 program cascade 600 cascade_check
 program full_size_1k 900 full_size_check
 if ! $quick; then
@@ -92,9 +93,13 @@ $quick && clips=3
 bench 1k_bf16 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips $clips --operations \
   --trace "$report/trace_1k_bf16.json"
 bench 1k_fp8 --recipe ultra-flash-1k --random-weights --dtype fp8 --clips $clips --operations
+bench 1k_fp8_attention --recipe ultra-flash-1k --random-weights --dtype fp8 --attention fp8 \
+  --clips $clips --operations
 if ! $quick; then
   bench 2k_bf16 --recipe ultra-flash-2k --random-weights --dtype bf16 --clips $clips --operations
   bench 2k_fp8 --recipe ultra-flash-2k --random-weights --dtype fp8 --clips $clips --operations
+  bench 2k_fp8_attention --recipe ultra-flash-2k --random-weights --dtype fp8 --attention fp8 \
+    --clips $clips --operations
   bench endless_21 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips 1 --chunks 300 \
     --window 21
   bench endless_12_and_3 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips 1 \
@@ -107,7 +112,7 @@ if ! $quick; then
     sanitizer=(compute-sanitizer --tool "$tool" --error-exitcode 1)
     check "$tool" 1800 "${sanitizer[@]}" "$bin/test_ops" \
       '--gtest_filter=*cuda_f32*:*cuda_bf16*' --gtest_brief=1
-    for test in test_dense_attention test_block_sparse; do
+    for test in test_dense_attention test_block_sparse test_rows; do
       [[ -x $bin/$test ]] && check "${tool}_${test#test_}" 1800 "${sanitizer[@]}" "$bin/$test"
     done
   done

@@ -44,6 +44,8 @@ void EngineSettings::add_to(CLI::App& app) {
   from_environment(
       add_choice(app, "--dtype", dtype, {"auto", "f32", "bf16", "fp8"}, "Type to compute in"),
       "UF_DTYPE");
+  add_choice(app, "--attention", attention, {"auto", "fp8"},
+             "Self-attention: auto (in --dtype, bf16 beside fp8) or fp8");
   from_environment(add_integer(app, "--threads", threads, 0, 1024, "CPU threads; 0: all"),
                    "UF_THREADS");
   add_bytes(
@@ -64,6 +66,7 @@ Result<EngineOptions> EngineSettings::engine_options() const {
   EngineOptions options;
   options.device = device;
   options.dtype = dtype;
+  options.attention = attention;
   options.weights_dir = weights;
   options.random_weights = random_weights;
   options.random_weights_seed = weights_seed;
@@ -85,6 +88,7 @@ void EngineSettings::write(nlohmann::ordered_json& json) const {
   json["scale"] = scale;
   json["device"] = device;
   json["dtype"] = dtype;
+  json["attention"] = attention;
   json["threads"] = threads;
   json["memory_limit"] = memory_limit;
   json["cuda_graphs"] = cuda_graphs;

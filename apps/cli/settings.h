@@ -22,6 +22,7 @@ struct EngineSettings {
   int64_t scale = 0;
   std::string device = "auto";
   std::string dtype = "auto";
+  std::string attention = "auto";
   int threads = 0;
   std::string memory_limit;  // "8G", "500M"
   std::string cuda_graphs = "on";

@@ -28,6 +28,7 @@ Result<std::unique_ptr<FrameSink>> VideoWriter::open_sink_at(const std::string& 
   stored["settings"] = settings_.stored(prompt);
   stored["device"] = info_.device;
   stored["dtype"] = info_.dtype;
+  stored["attention"] = info_.attention;
   stored["sources"] = info_.sources;
   SinkOptions options;
   options.path = path;

@@ -34,6 +34,9 @@ struct EngineOptions {
   std::string device = "auto";
   /// Type the networks compute in: "auto" (f32 on the CPU), "f32", "bf16".
   std::string dtype = "auto";
+  /// Self-attention of the generator: "auto" (in `dtype`; bf16 beside fp8 products) or "fp8"
+  /// (e4m3 queries, keys, values and weights; Hopper GPUs).
+  std::string attention = "auto";
   /// Folder with the checkpoint files that the recipe names. Empty: the folder of shipped models.
   std::string weights_dir;
   /// Draw all weights at random (seeded) instead of reading files.
@@ -228,8 +231,9 @@ class Session {
 
 /// What an engine is and holds.
 struct EngineInfo {
-  std::string device;  // "cpu (avx512 kernels, oneDNN 2.6.3, 2 threads)"
-  std::string dtype;   // "f32"
+  std::string device;     // "cpu (avx512 kernels, oneDNN 2.6.3, 2 threads)"
+  std::string dtype;      // "f32"
+  std::string attention;  // "f32", "bf16" or "fp8"
   int64_t scale = 1;
   int64_t width = 0;
   int64_t height = 0;

@@ -237,10 +237,10 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
 KvState make_kv_state(Executor& ops, const WanDit& network, int64_t batch, int64_t frames,
                       int64_t tokens_per_frame) {
   KvState state;
-  const Shape shape{batch, frames * tokens_per_frame, network.config().dim};
-  for (int64_t i = 0; i < network.config().num_layers; ++i) {
-    state.layers.push_back(
-        {ops.empty(network.compute(), shape), ops.empty(network.compute(), shape)});
+  const WanDitConfig& config = network.config();
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    state.layers.push_back(ops.kv_cache(network.compute(), batch, frames * tokens_per_frame,
+                                        config.dim, config.num_heads));
   }
   return state;
 }
@@ -275,8 +275,8 @@ Tensor run_bidirectional(Executor& ops, const WanDit& network, const Tensor& lat
   const int64_t tokens_per_frame = latent.dim(2) / 2 * (latent.dim(3) / 2);
   KvState state;
   // One cache serves every layer: nothing is read again once a layer is done.
-  const Shape shape{latent.dim(0), frames * tokens_per_frame, network.config().dim};
-  const KvCache shared{ops.empty(network.compute(), shape), ops.empty(network.compute(), shape)};
+  const KvCache shared = ops.kv_cache(network.compute(), latent.dim(0), frames * tokens_per_frame,
+                                      network.config().dim, network.config().num_heads);
   state.layers.assign(static_cast<size_t>(network.config().num_layers), shared);
   CausalPass pass;
   pass.time = &time;

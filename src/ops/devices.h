@@ -20,6 +20,7 @@ struct ExecutorOptions {
   bool fp8_products = false;      // GPU: products of transformers in e4m3, the rest in bf16
   bool cuda_graphs = false;       // GPU: Executor::repeat records and replays CUDA graphs
   bool urgent = false;            // GPU: goes before other executors of the same one
+  bool fp8_attention = false;     // GPU: their dense self-attention in e4m3
   bool cuda_plain = false;        // plain kernels for every architecture, for tests
   size_t guard_bytes = 0;         // guard zones around every tensor, for tests
 };

@@ -360,13 +360,27 @@ Tensor Executor::channel_norm(const Tensor& x, const Tensor& gamma, bool silu) {
   return do_channel_norm(x, gamma, silu);
 }
 
+KvCache Executor::kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim, int64_t heads) {
+  UF_CHECK(batch > 0 && tokens >= 0, "kv_cache: {} tokens of {} samples", tokens, batch);
+  require_heads(dim, heads, "kv_cache");
+  return do_kv_cache(dtype, batch, tokens, dim, heads);
+}
+
+KvCache Executor::do_kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
+                              int64_t /*heads*/) {
+  const Shape shape{batch, tokens, dim};
+  return {do_empty(dtype, shape), do_empty(dtype, shape)};
+}
+
 Tensor Executor::qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                               float eps, const TokenGrid& grid, int64_t heads,
                               const ChunkPlace& place, KvCache& cache) {
   check_qkv(qkv, norm_q, norm_k, grid.tokens(), heads, "qkv_to_cache");
   const Shape expected{qkv.dim(0), place.ring_end * grid.tokens_per_frame(), qkv.dim(2) / 3};
-  UF_CHECK(cache.k.defined() && cache.k.shape() == expected && cache.v.shape() == expected &&
-               cache.k.dtype() == qkv.dtype() && cache.v.dtype() == qkv.dtype(),
+  const bool own = cache.scales.defined();  // the executor's own layout
+  UF_CHECK(cache.k.defined() && cache.v.defined() && cache.k.shape() == expected &&
+               cache.v.dtype() == cache.k.dtype() && cache.v.numel() >= expected.numel() &&
+               (own || (cache.v.shape() == expected && cache.k.dtype() == qkv.dtype())),
            "qkv_to_cache: cache {} and {}, expected {}", cache.k.to_string(), cache.v.to_string(),
            expected.to_string());
   UF_CHECK(place.first_slot >= 0 && place.first_slot < place.ring_end && place.ring_begin >= 0 &&
@@ -380,7 +394,7 @@ Tensor Executor::qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Ten
 Tensor Executor::attention_cached(const Tensor& q, const KvCache& cache, int64_t heads,
                                   int64_t tokens_per_frame, const ChunkPlace& place) {
   require_rank(q, 3, "attention_cached", "q");
-  require_dense(q, "attention_cached", "q");
+  require_contiguous(q, "attention_cached", "q");
   require_heads(q.dim(2), heads, "attention_cached");
   UF_CHECK(cache.k.defined() && cache.k.dtype() == q.dtype() && cache.k.dim(0) == q.dim(0) &&
                cache.k.dim(2) == q.dim(2) && place.visible_frames > 0 &&

@@ -163,6 +163,11 @@ class Executor {
 
   // --- dense attention --------------------------------------------------------------------------
 
+  /// A cache of `dtype` as KvCache describes it, its contents undefined. An executor that was asked
+  /// for attention in another type makes it its own way: k and v of that type, v in a layout of its
+  /// own, and qkv_to_cache() returns q of that type, for attention_cached() alone.
+  [[nodiscard]] KvCache kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
+                                 int64_t heads);
   /// From qkv [batch, tokens, 3 * dim] (q, k, v side by side; may be strided over tokens): RMS norm
   /// of q and k over dim with norm_q, norm_k [dim] f32, 3-D rotary embedding of both, k and v
   /// written into the cache at `place`. Returns q [batch, tokens, dim].
@@ -293,6 +298,8 @@ class Executor {
   virtual ResidualNorm do_residual_layer_norm(Tensor x, const Tensor& y, const Tensor& gate,
                                               const Tensor& weight, const Tensor& bias, float eps);
   virtual Tensor do_channel_norm(const Tensor& x, const Tensor& gamma, bool silu) = 0;
+  virtual KvCache do_kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
+                              int64_t heads);
   virtual Tensor do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                                  float eps, const TokenGrid& grid, int64_t heads,
                                  const ChunkPlace& place, KvCache& cache) = 0;

@@ -93,10 +93,12 @@ struct ChunkPlace {
 
 /// Self-attention keys (after norm and rotary embedding) and values of one layer:
 /// [batch, capacity_frames * tokens_per_frame, dim] each. An executor that differentiates replaces
-/// the tensors instead of writing into them.
+/// the tensors instead of writing into them, and one may keep its own layout
+/// (Executor::kv_cache).
 struct KvCache {
   Tensor k;
   Tensor v;
+  Tensor scales{};  // of an executor's own layout
 };
 
 /// Tokens of a window block: 2 latent frames x 8 x 8 patches.

@@ -46,6 +46,7 @@ class Engine::Impl {
     executor_options.device = gpu ? device_name(networks->executor->device()) : options.device;
     executor_options.threads = options.threads;
     executor_options.cuda_graphs = options.cuda_graphs;
+    executor_options.fp8_attention = networks->fp8_attention;
     executor_options.fp8_products = networks->fp8_products;
     executor_options.urgent = urgent;
     // Without a limit of the user's, what the machine has is the limit; on a GPU load_networks has
@@ -99,6 +100,7 @@ EngineInfo Engine::info() const {
   EngineInfo info;
   info.device = networks.executor->description();
   info.dtype = networks.fp8_products ? "fp8" : dtype_name(networks.compute);
+  info.attention = networks.fp8_attention ? "fp8" : dtype_name(networks.compute);
   info.scale = networks.scale;
   info.width = networks.recipe.generator.latent_width * kPixelsPerLatent * networks.scale;
   info.height = networks.recipe.generator.latent_height * kPixelsPerLatent * networks.scale;

@@ -131,6 +131,20 @@ Result<DType> choose_dtype(const EngineOptions& options) {
   return *dtype;
 }
 
+Result<bool> choose_fp8_attention(const EngineOptions& options, DType compute) {
+  if (options.attention == "auto") return false;
+  if (options.attention != "fp8") {
+    return make_status(StatusCode::kInvalidArgument,
+                       "'{}' is no kind of attention; choose auto or fp8", options.attention);
+  }
+  if (compute != DType::kBF16 ||
+      (options.device != "cuda" && !options.device.starts_with("cuda:"))) {
+    return Status(StatusCode::kUnsupported,
+                  "attention in fp8 needs --device cuda and --dtype bf16 or fp8");
+  }
+  return true;
+}
+
 Status load_text(Loading& loading, const TextSpec& text, const std::filesystem::path& shipped) {
   NetworkSet& set = loading.set;
   std::filesystem::path tokenizer = find_weights(loading.folder, text.tokenizer_files);
@@ -292,11 +306,13 @@ Result<std::shared_ptr<const NetworkSet>> load_networks(const RecipeData& recipe
                        recipe.name, set->scale, joined(scales));
   }
   UF_ASSIGN(set->compute, choose_dtype(options));
+  UF_ASSIGN(set->fp8_attention, choose_fp8_attention(options, set->compute));
   ExecutorOptions executor_options;
   executor_options.device = options.device;
   executor_options.threads = options.threads;
   set->fp8_products = options.dtype == "fp8";
   executor_options.fp8_products = set->fp8_products;
+  executor_options.fp8_attention = set->fp8_attention;
   UF_ASSIGN(std::unique_ptr<Executor> executor, make_executor(executor_options));
   set->executor = std::move(executor);
   UF_TRY(check_memory(set->recipe, options, *set));

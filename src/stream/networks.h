@@ -34,6 +34,7 @@ struct NetworkSet {
   RecipeData recipe;  // with the cache policy of the options
   int64_t scale = 1;
   DType compute = DType::kF32;
+  bool fp8_attention = false;          // self-attention of transformers in e4m3
   bool fp8_products = false;           // the products of transformers in e4m3 beside it
   std::shared_ptr<Executor> executor;  // owns the memory of the small parameters
   std::optional<Tokenizer> tokenizer;

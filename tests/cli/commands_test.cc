@@ -20,8 +20,8 @@ class CommandsTest : public CliTest {
 };
 
 const std::vector<std::string> kEngineOptions = {
-    "--recipe", "--weights",      "--random-weights", "--weights-seed", "--scale", "--device",
-    "--dtype",  "--memory-limit", "--threads",        "--window",       "--sink"};
+    "--recipe", "--weights",   "--random-weights", "--weights-seed", "--scale",  "--device",
+    "--dtype",  "--attention", "--memory-limit",   "--threads",      "--window", "--sink"};
 const std::vector<std::string> kStreamOptions = {"--seed",
                                                  "--trim",
                                                  "--condition-noise",

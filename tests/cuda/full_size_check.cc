@@ -27,11 +27,14 @@ struct Mode {
   const char* name;
   DType compute;
   bool fp8;
+  bool fp8_attention;
   double limit;
 };
-constexpr Mode kModes[] = {{"f32", DType::kF32, false, 0.0},
-                           {"bf16", DType::kBF16, false, 2e-2},
-                           {"fp8", DType::kBF16, true, 8e-2}};
+constexpr Mode kModes[] = {{"f32", DType::kF32, false, false, 0.0},
+                           {"bf16", DType::kBF16, false, false, 2e-2},
+                           {"fp8", DType::kBF16, true, false, 8e-2},
+                           {"fp8 attention", DType::kBF16, false, true, 8e-2},
+                           {"fp8 both", DType::kBF16, true, true, 8e-2}};
 
 struct Run {
   Executor& ops;
@@ -166,6 +169,12 @@ int compare(const char* name, const std::function<std::vector<Tensor>(const Run&
     ExecutorOptions options;
     options.device = "cuda";
     options.fp8_products = mode.fp8;
+    options.fp8_attention = mode.fp8_attention;
+    const bool skipped = mode.fp8_attention && !make_executor(options).ok();
+    if (skipped) {  // not a Hopper GPU
+      std::printf("SKIPPED %s %s\n", name, mode.name);
+      continue;
+    }
     Result<std::unique_ptr<Executor>> made = make_executor(options);
     if (!made.ok()) {
       std::printf("SKIPPED: %s\n", made.status().message().c_str());
@@ -180,7 +189,7 @@ int compare(const char* name, const std::function<std::vector<Tensor>(const Run&
     for (size_t i = 0; i < got.size(); ++i) {
       const double error = relative_error(got[i], expected[i]);
       const bool good = error <= mode.limit;
-      std::printf("%s %-10s %-4s result %zu: relative error %.2e (limit %.0e)\n",
+      std::printf("%s %-10s %-13s result %zu: relative error %.2e (limit %.0e)\n",
                   good ? "ok  " : "FAIL", name, mode.name, i, error, mode.limit);
       if (!good) ++failures;
     }

@@ -39,12 +39,21 @@ void write_video(const std::filesystem::path& path, int number, int64_t frames) 
   ASSERT_TRUE((*sink)->finish().ok());
 }
 
+// A build without FFmpeg has y4m alone.
+bool writes_mp4() {
+  SinkOptions options;
+  options.path = (std::filesystem::temp_directory_path() / "ultraflash-mp4-probe.mp4").string();
+  const bool writes = open_sink(options, {64, 48, 24, 1}).ok();
+  std::filesystem::remove(options.path);
+  return writes;
+}
+
 std::filesystem::path fill(const TrainingFolder& folder) {
   const std::filesystem::path videos = folder / "videos";
   std::filesystem::create_directories(videos);
   for (int i = 0; i < 6; ++i) {
     const std::string name = "videos/clip" + std::to_string(i);
-    write_video(folder / (name + ".y4m"), i, 60);
+    write_video(folder / (name + (i % 2 == 1 && writes_mp4() ? ".mp4" : ".y4m")), i, 60);
     folder.write(name + ".txt", "a bar number " + std::to_string(i));
   }
   write_video(folder / "videos/short.y4m", 1, 5);

@@ -31,6 +31,12 @@ const void* place_of(const Tensor& device) {
   return device.raw();
 }
 
+void require_fp8_heads(int64_t dim, int64_t heads) {
+  if (dim == heads * 128) return;
+  throw_error(StatusCode::kUnsupported,
+              "attention in fp8 takes heads of 128; this model has {} of {}", heads, dim / heads);
+}
+
 }  // namespace
 
 kernels::RotaryTable CudaExecutor::rotary(const TokenGrid& grid, int64_t head_dim) {
@@ -83,7 +89,9 @@ Tensor CudaExecutor::do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, co
                                      float eps, const TokenGrid& grid, int64_t heads,
                                      const ChunkPlace& place, KvCache& cache) {
   kernels::QkvArgs args = qkv_args(qkv, norm_q, norm_k, eps, grid, heads);
-  Tensor q = do_empty(qkv.dtype(), {args.batch, grid.tokens(), args.dim});
+  const bool fp8 = cache.k.dtype() == DType::kF8E4M3;
+  Tensor q = do_empty(fp8 ? DType::kF8E4M3 : qkv.dtype(), {args.batch, grid.tokens(), args.dim});
+  if (fp8) args.scales = reinterpret_cast<float*>(cache.scales.mutable_raw());
   args.place = place_of(place.device);
   args.q = q.mutable_raw();
   args.k = cache.k.mutable_raw();
@@ -115,8 +123,43 @@ void CudaExecutor::run_attention(const kernels::AttentionArgs& args) {
   kernels::attention(args, stream_);
 }
 
+KvCache CudaExecutor::do_kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
+                                  int64_t heads) {
+  if (!fp8_attention_ || dtype != DType::kBF16) {
+    return Executor::do_kv_cache(dtype, batch, tokens, dim, heads);
+  }
+  require_fp8_heads(dim, heads);
+  // What was never written weighs nothing, but must be a number.
+  return {do_empty(DType::kF8E4M3, {batch, tokens, dim}),
+          zeros(DType::kF8E4M3, {batch, (tokens + 127) / 128, dim, 128}),
+          do_empty(DType::kF32, {heads})};
+}
+
+Tensor CudaExecutor::attention_fp8(const Tensor& q, const KvCache& cache, int64_t heads,
+                                   int64_t keys) {
+  Tensor out = do_empty(DType::kBF16, q.shape());
+  sm90::DenseFp8Args args;
+  args.scales = floats(cache.scales);
+  args.queries = q.dim(1);
+  args.keys = keys;
+  args.heads = static_cast<int>(heads);
+  args.scale = 1.0F / std::sqrt(128.0F);
+  for (int64_t b = 0; b < q.dim(0) && out.numel() > 0; ++b) {
+    args.q = q.select(0, b).raw();
+    args.k = cache.k.select(0, b).raw();
+    args.v = cache.v.select(0, b).raw();
+    args.out = out.select(0, b).mutable_raw();
+    UF_CUDA_TRY(
+        sm90::dense_attention_fp8(args, multiprocessors_, workspace_.mutable_raw(), stream_));
+  }
+  return out;
+}
+
 Tensor CudaExecutor::do_attention_cached(const Tensor& q, const KvCache& cache, int64_t heads,
                                          int64_t tokens_per_frame, const ChunkPlace& place) {
+  if (q.dtype() == DType::kF8E4M3) {
+    return attention_fp8(q, cache, heads, place.visible_frames * tokens_per_frame);
+  }
   AttentionOptions options;
   options.keys = place.visible_frames * tokens_per_frame;
   return do_attention(q, cache.k, cache.v, heads, options);

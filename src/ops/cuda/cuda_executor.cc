@@ -54,6 +54,7 @@ CudaExecutor::CudaExecutor(const CudaOptions& options, std::unique_ptr<Blas> bla
     : device_(options.device),
       plain_(options.plain_kernels),
       fp8_(options.fp8_products),
+      fp8_attention_(options.fp8_attention),
       name_(std::move(name)),
       graphs_(options.graphs),
       blas_(std::move(blas)),
@@ -106,6 +107,13 @@ Result<std::unique_ptr<Executor>> make_cuda_executor(const CudaOptions& options)
     }
     if (!found->usable) return Status(StatusCode::kUnsupported, found->description);
     UF_CUDA_TRY(cudaSetDevice(options.device));
+    int major = 0;
+    UF_CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device));
+    if (options.fp8_attention && (major != 9 || options.plain_kernels)) {
+      return make_status(StatusCode::kUnsupported,
+                         "attention in fp8 needs a GPU of compute capability 9.0; {} is {}", wanted,
+                         found->description);
+    }
     std::string why;
     std::unique_ptr<Blas> blas = Blas::create(why);
     if (blas == nullptr) return Status(StatusCode::kUnsupported, why);

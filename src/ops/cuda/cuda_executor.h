@@ -22,6 +22,7 @@ struct CudaOptions {
   bool fp8_products = false;      // large products with many rows in e4m3
   bool graphs = false;            // Executor::repeat records and replays CUDA graphs
   bool urgent = false;            // its work goes before that of other executors of the GPU
+  bool fp8_attention = false;     // dense self-attention of transformers in e4m3
   bool plain_kernels = false;     // neither cuDNN nor one architecture's own kernels, for tests
 };
 

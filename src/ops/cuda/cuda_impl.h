@@ -103,6 +103,8 @@ class CudaExecutor final : public Executor {
   ResidualNorm do_residual_layer_norm(Tensor x, const Tensor& y, const Tensor& gate,
                                       const Tensor& weight, const Tensor& bias, float eps) override;
   Tensor do_channel_norm(const Tensor& x, const Tensor& gamma, bool silu) override;
+  KvCache do_kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
+                      int64_t heads) override;
   Tensor do_qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k, float eps,
                          const TokenGrid& grid, int64_t heads, const ChunkPlace& place,
                          KvCache& cache) override;
@@ -169,6 +171,7 @@ class CudaExecutor final : public Executor {
   kernels::QkvArgs qkv_args(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                             float eps, const TokenGrid& grid, int64_t heads);
   void run_attention(const kernels::AttentionArgs& args);
+  Tensor attention_fp8(const Tensor& q, const KvCache& cache, int64_t heads, int64_t keys);
 
   // cuda_sparse.cc
   BlockMask empty_lists(const Shape& shape);
@@ -180,6 +183,7 @@ class CudaExecutor final : public Executor {
   int device_;
   bool plain_;  // own plain kernels alone
   bool fp8_;    // products of transformers in e4m3
+  bool fp8_attention_;
   bool hopper_ = false;
   int multiprocessors_ = 0;
   std::string name_;

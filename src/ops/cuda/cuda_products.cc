@@ -93,9 +93,13 @@ void CudaExecutor::do_prepare(Linear& linear, const PrepareOptions& options) {
       kernels::quantises(linear.in_features)) {
     prepared->weight8 = do_empty(DType::kF8E4M3, {linear.out_features, linear.in_features});
     prepared->scales8 = do_empty(DType::kF32, {linear.out_features});
-    kernels::quantise_rows(prepared->weight.raw(), linear.out_features, linear.in_features,
-                           prepared->weight8.mutable_raw(),
-                           reinterpret_cast<float*>(prepared->scales8.mutable_raw()), stream_);
+    kernels::QuantiseArgs args;
+    args.x = prepared->weight.raw();
+    args.rows = linear.out_features;
+    args.dim = linear.in_features;
+    args.y = prepared->weight8.mutable_raw();
+    args.scales = reinterpret_cast<float*>(prepared->scales8.mutable_raw());
+    kernels::quantise_rows(args, stream_);
   }
   synchronize();  // other executors' streams read it
   linear.prepared = std::move(prepared);
@@ -136,7 +140,13 @@ bool CudaExecutor::product_in_fp8(const Tensor& x, int64_t rows, const CudaLinea
   const Tensor x8 = do_empty(DType::kF8E4M3, {rows, in});
   const Tensor scales = do_empty(DType::kF32, {rows});
   auto* x_scales = reinterpret_cast<float*>(scales.mutable_raw());
-  kernels::quantise_rows(x.raw(), rows, in, x8.mutable_raw(), x_scales, stream_);
+  kernels::QuantiseArgs quantise;
+  quantise.x = x.raw();
+  quantise.rows = rows;
+  quantise.dim = in;
+  quantise.y = x8.mutable_raw();
+  quantise.scales = x_scales;
+  kernels::quantise_rows(quantise, stream_);
   ProductArgs args;
   args.dtype = DType::kBF16;
   args.x = x8.raw();

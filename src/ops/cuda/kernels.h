@@ -112,14 +112,21 @@ struct ConvArgs {
 };
 void convolve(const ConvArgs& args, cudaStream_t stream);
 
-// --- products in fp8 (quantise.cu)
-// ----------------------------------------------------------------
+// --- products in fp8 (quantise.cu) ---------------------------------------------------------------
 
 /// Whether quantise_rows takes rows of this length.
 bool quantises(int64_t dim);
-/// bf16 rows -> e4m3 rows and f32 scales [rows]: x is about y * scale, the largest element is 448.
-void quantise_rows(const void* x, int64_t rows, int64_t dim, void* y, float* scales,
-                   cudaStream_t stream);
+/// bf16 rows -> e4m3 rows and f32 scales [rows]: a row is about y * scale, its largest element 448.
+/// With a bias [dim] or an activation, of activation(x + bias), rounded to bf16 first.
+struct QuantiseArgs {
+  const void* x = nullptr;
+  int64_t rows = 0, dim = 0;
+  const float* bias = nullptr;
+  Activation activation = Activation::kNone;
+  void* y = nullptr;
+  float* scales = nullptr;
+};
+void quantise_rows(const QuantiseArgs& args, cudaStream_t stream);
 /// y = activation(y + bias) in place, y bf16 [rows, dim], bias f32 [dim] or null.
 void finish_product(void* y, const float* bias, int64_t rows, int64_t dim, Activation activation,
                     cudaStream_t stream);
@@ -186,11 +193,14 @@ struct QkvArgs {
   RotaryTable rotary;
   const void* place = nullptr;  // PlaceNumbers in device memory
   void* q = nullptr;
-  void* k = nullptr;  // the cache
+  void* k = nullptr;  // the cache: [batch, ring_end * tokens_per_frame, dim]
   void* v = nullptr;
+  // Set: q, k and v in e4m3 for attention in it (dense_sm90.h), v as [batch, ceil(tokens / 128),
+  // dim, 128], and scales [heads] of q k^T. bf16 qkv, heads of 128.
+  float* scales = nullptr;
 };
-/// k and v: [batch, ring_end * tokens_per_frame, dim].
 void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream);
+
 // --- attention without a library (attention.cu) --------------------------------------------------
 
 struct AttentionArgs {

@@ -1,15 +1,24 @@
 // From q, k and v side by side to what attention reads: RMS norm of q and k over all heads, rotary
-// embedding, k and v written to their place in the cache. One pass over qkv; bound by bytes.
+// embedding, k and v written to their place in the cache; in e4m3 with v transposed where attention
+// wants that. One pass over qkv; bound by bytes.
 //
 // One CTA per token, a pair of elements per thread and step. Angles of height and width come from a
 // table; those of time are worked out in f64 once per CTA, since their positions have no bound.
-#include "ops/cuda/device.cuh"
+//
+// For e4m3 a CTA takes 16 tokens whose rows of the cache are a group of 16, a thread 8 columns of
+// q, k and v: first v, whose 16 tokens are the 16 bytes that e4m3 has next to each other, then q
+// and k, four tokens at a time while the next four are loaded.
+#include "ops/cuda/quantise.cuh"
 
 namespace ultraflash::cuda::kernels {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMaxPairs = 512;  // of a head
+constexpr int kColumns = 8;     // of a thread
+constexpr int kGroup = 16;      // tokens of a CTA
+constexpr int kAtOnce = 4;      // of them, of q and k
+constexpr int kMaxWarps = 32;
 
 __device__ const PlaceNumbers& numbers(const void* place) {
   return *static_cast<const PlaceNumbers*>(place);
@@ -98,6 +107,258 @@ __global__ void __launch_bounds__(kThreads) to_cache_kernel(QkvArgs a, int64_t c
               static_cast<T*>(a.v) + row * a.dim);
 }
 
+/// Sums 8 values over the warp: lane l ends with the total of value l / 4.
+__device__ __forceinline__ float sum_each(float (&x)[8]) {
+  const unsigned lane = threadIdx.x % 32;
+  unsigned step = 16;
+#pragma unroll
+  for (int half = 4; half >= 1; half /= 2, step /= 2) {
+    const bool upper = (lane & step) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float mine = upper ? x[i + half] : x[i];
+      const float other = upper ? x[i] : x[i + half];
+      x[i] = mine + __shfl_xor_sync(0xFFFFFFFFU, other, step);
+    }
+  }
+  x[0] += __shfl_xor_sync(0xFFFFFFFFU, x[0], 2);
+  return x[0] + __shfl_xor_sync(0xFFFFFFFFU, x[0], 1);
+}
+
+/// Where a CTA stands: rows [begin, end) of a sample's cache within a group of 16 of a frame.
+struct GroupRows {
+  int64_t sample, frame, position;
+  int64_t frame_row;  // of the cache, where the frame begins
+  int64_t group, begin, end;
+};
+__device__ __forceinline__ GroupRows group_rows(const QkvArgs& a, int groups) {
+  const PlaceNumbers& place = numbers(a.place);
+  const int64_t per_frame = a.grid.height * a.grid.width;
+  GroupRows r;
+  r.sample = blockIdx.x / groups / a.grid.frames;
+  r.frame = blockIdx.x / groups % a.grid.frames;
+  r.position =
+      place.first_frame + (place.position_period > 0 ? r.frame % place.position_period : r.frame);
+  int64_t slot = place.first_slot + r.frame;
+  if (slot >= place.ring_end) slot = place.ring_begin + (slot - place.ring_end);
+  r.frame_row = slot * per_frame;
+  r.group = (r.frame_row / kGroup + blockIdx.x % groups) * kGroup;
+  r.begin = max(r.group, r.frame_row);
+  r.end = min(r.group + kGroup, r.frame_row + per_frame);
+  return r;
+}
+
+// The 16 bytes of each of a thread's columns.
+__device__ __forceinline__ void store_values(const QkvArgs& a, const GroupRows& rows,
+                                             int64_t cache_tokens, int column,
+                                             const uint32_t (&words)[kColumns][4]) {
+  const int64_t blocks = (cache_tokens + 127) / 128;
+  uint8_t* to = static_cast<uint8_t*>(a.v) +
+                ((rows.sample * blocks + rows.group / 128) * a.dim + column) * 128 +
+                rows.group % 128;
+  const bool whole = rows.end - rows.begin == kGroup;
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i, to += 128) {
+    if (whole) {
+      *reinterpret_cast<uint4*>(to) =
+          make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
+      continue;
+    }
+    // The other keys of the group belong to another frame.
+#pragma unroll
+    for (int place = 0; place < kGroup; ++place) {
+      const int64_t row = rows.group + fp8_key_at(place);
+      if (row >= rows.begin && row < rows.end) {
+        to[place] = static_cast<uint8_t>(words[i][place / 4] >> 8 * (place % 4));
+      }
+    }
+  }
+}
+
+// v of a CTA's tokens: `v` is where the token at row 0 of the cache would lie, had it one.
+__device__ __forceinline__ void write_values(const QkvArgs& a, const GroupRows& rows,
+                                             int64_t cache_tokens, int column, const bf16* v) {
+  uint32_t words[kColumns][4];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    Pack<bf16, kColumns> in[8];
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const int64_t row = rows.group + 8 * half + n;
+      if (row >= rows.begin && row < rows.end) {
+        in[n] = *reinterpret_cast<const Pack<bf16, kColumns>*>(v + row * 3 * a.dim);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) in[n].x[i] = as<bf16>(0.0F);
+      }
+    }
+    // Keys 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        const uint32_t pair = __nv_cvt_float2_to_fp8x2(
+            make_float2(as_float(in[2 * w].x[i]), as_float(in[2 * w + 1].x[i])), __NV_SATFINITE,
+            __NV_E4M3);
+        words[i][w] = half == 0 ? pair : words[i][w] | pair << 16;
+      }
+    }
+  }
+  store_values(a, rows, cache_tokens, column, words);
+}
+
+template <int MAX_THREADS, int CTAS>
+__global__ void __launch_bounds__(MAX_THREADS, CTAS)
+    fp8_kernel(const __grid_constant__ QkvArgs a, int64_t cache_tokens, int groups) {
+  __shared__ float2 time_factors[kMaxPairs];
+  __shared__ __align__(16) float partial[2][2 * kAtOnce][kMaxWarps];
+  const GroupRows rows = group_rows(a, groups);
+  if (rows.begin >= rows.end) return;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int column = thread * kColumns;
+  const bool active = column < a.dim;
+  const int64_t tokens = a.grid.frames * a.grid.height * a.grid.width;
+  // Of the token at row 0 of the cache, had it one.
+  const int64_t token0 =
+      rows.sample * tokens + rows.frame * a.grid.height * a.grid.width - rows.frame_row;
+  const bf16* source = static_cast<const bf16*>(a.qkv) + token0 * 3 * a.dim + column;
+
+  struct Lines {
+    Pack<bf16, kColumns> q[kAtOnce], k[kAtOnce];
+  };
+  const auto fetch = [&](Lines& lines, int first) {
+#pragma unroll
+    for (int t = 0; t < kAtOnce; ++t) {
+      const int64_t row = rows.group + first + t;
+      if (active && row >= rows.begin && row < rows.end) {
+        const bf16* from = source + row * 3 * a.dim;
+        lines.q[t] = *reinterpret_cast<const Pack<bf16, kColumns>*>(from);
+        lines.k[t] = *reinterpret_cast<const Pack<bf16, kColumns>*>(from + a.dim);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) lines.q[t].x[i] = lines.k[t].x[i] = as<bf16>(0.0F);
+      }
+    }
+  };
+  Lines now;
+  fetch(now, 0);
+  const RotaryTable& r = a.rotary;
+  for (int j = thread; j < r.pairs_time; j += static_cast<int>(blockDim.x)) {
+    double sine;
+    double cosine;
+    sincos(static_cast<double>(rows.position) * r.frequency[j], &sine, &cosine);
+    time_factors[j] = {static_cast<float>(cosine), static_cast<float>(sine)};
+  }
+  for (int i = thread; i < 2 * 2 * kAtOnce * kMaxWarps; i += static_cast<int>(blockDim.x)) {
+    (&partial[0][0][0])[i] = 0.0F;
+  }
+  if (active) write_values(a, rows, cache_tokens, column, source + 2 * a.dim);
+
+  float weight_q[kColumns];
+  float weight_k[kColumns];
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    weight_q[i] = active ? a.norm_q[column + i] : 0.0F;
+    weight_k[i] = active ? a.norm_k[column + i] : 0.0F;
+  }
+  const auto size = static_cast<float>(a.dim);
+  {  // 16 threads to a head
+    float top_q = 0.0F;
+    float top_k = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      top_q = fmaxf(top_q, fabsf(weight_q[i]));
+      top_k = fmaxf(top_k, fabsf(weight_k[i]));
+    }
+#pragma unroll
+    for (int step = 8; step >= 1; step /= 2) {
+      top_q = fmaxf(top_q, __shfl_xor_sync(0xFFFFFFFFU, top_q, step));
+      top_k = fmaxf(top_k, __shfl_xor_sync(0xFFFFFFFFU, top_k, step));
+    }
+    const float scale_q = fp8_head_scale(top_q, size);
+    const float scale_k = fp8_head_scale(top_k, size);
+    // Every CTA writes the same numbers.
+    if (active && thread % 16 == 0) a.scales[thread / 16] = scale_q * scale_k;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      weight_q[i] /= scale_q;
+      weight_k[i] /= scale_k;
+    }
+  }
+  const int pair = column % a.head_dim / 2;
+  const auto width = static_cast<int>(a.grid.width);
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  __syncthreads();
+
+#pragma unroll
+  for (int first = 0; first < kGroup; first += kAtOnce) {
+    Lines next;
+    if (first + kAtOnce < kGroup) fetch(next, first + kAtOnce);
+    float squares[2 * kAtOnce];
+#pragma unroll
+    for (int t = 0; t < kAtOnce; ++t) {
+      squares[t] = squares[kAtOnce + t] = 0.0F;
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        const float q = as_float(now.q[t].x[i]);
+        const float k = as_float(now.k[t].x[i]);
+        squares[t] += q * q;
+        squares[kAtOnce + t] += k * k;
+      }
+    }
+    // Two buffers in turn, so that one barrier is enough.
+    auto& totals = partial[first / kAtOnce % 2];
+    const float total = sum_each(squares);
+    if (thread % 4 == 0) totals[thread % 32 / 4][thread / 32] = total;
+    __syncthreads();
+#pragma unroll
+    for (int t = 0; t < kAtOnce; ++t) {
+      const int64_t row = rows.group + first + t;
+      if (!active || row < rows.begin || row >= rows.end) continue;
+      float square_q = 0.0F;
+      float square_k = 0.0F;
+      for (int w = 0; w < warps; w += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(&totals[t][w]);
+        const float4 y = *reinterpret_cast<const float4*>(&totals[kAtOnce + t][w]);
+        square_q += (x.x + x.y) + (x.z + x.w);
+        square_k += (y.x + y.y) + (y.z + y.w);
+      }
+      const float inverse_q = 1.0F / sqrtf(square_q / size + a.eps);
+      const float inverse_k = 1.0F / sqrtf(square_k / size + a.eps);
+      const auto in_frame = static_cast<int>(row - rows.frame_row);
+      const float2* vertical =
+          reinterpret_cast<const float2*>(r.height) + in_frame / width * r.pairs_space;
+      const float2* horizontal =
+          reinterpret_cast<const float2*>(r.width) + in_frame % width * r.pairs_space;
+      float q[kColumns];
+      float k[kColumns];
+#pragma unroll
+      for (int i = 0; i < kColumns / 2; ++i) {
+        const int at = pair + i;
+        const int in_space = at - r.pairs_time;
+        const float2 f = in_space < 0               ? time_factors[at]
+                         : in_space < r.pairs_space ? __ldg(vertical + in_space)
+                                                    : __ldg(horizontal + in_space - r.pairs_space);
+        const auto turn = [&](const Pack<bf16, kColumns>& in, const float(&weight)[kColumns],
+                              float inverse, float(&out)[kColumns]) {
+          const float x = as_float(in.x[2 * i]) * inverse * weight[2 * i];
+          const float y = as_float(in.x[2 * i + 1]) * inverse * weight[2 * i + 1];
+          out[2 * i] = x * f.x - y * f.y;
+          out[2 * i + 1] = y * f.x + x * f.y;
+        };
+        turn(now.q[t], weight_q, inverse_q, q);
+        turn(now.k[t], weight_k, inverse_k, k);
+      }
+      const int64_t q_at = (token0 + row) * a.dim + column;
+      const int64_t k_at = (rows.sample * cache_tokens + row) * a.dim + column;
+      using Out = Pack<uint8_t, kColumns>;
+      *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.q) + q_at) = to_fp8(q, 1.0F);
+      *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.k) + k_at) = to_fp8(k, 1.0F);
+    }
+    if (first + kAtOnce < kGroup) now = next;
+  }
+}
+
 __global__ void store_place_kernel(PlaceNumbers numbers, PlaceNumbers* device) {
   *device = numbers;
 }
@@ -118,10 +379,28 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
   const int64_t tokens = args.batch * args.grid.tokens();
   if (tokens * args.dim == 0) return;
   check(args);
-  with_type(args.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    to_cache_kernel<T><<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(args, cache_tokens);
-  });
+  if (args.scales != nullptr) {
+    require(args.dtype == DType::kBF16 && args.head_dim == 128 && args.dim <= 8192,
+            "attention in e4m3: bf16 before it and heads of 128, of at most 64");
+    const int64_t threads = (args.dim / kColumns + 31) / 32 * 32;
+    const int64_t groups = args.grid.height * args.grid.width / kGroup + 2;
+    const auto go = [&](auto kernel) {
+      kernel<<<static_cast<unsigned>(args.batch * args.grid.frames * groups),
+               static_cast<unsigned>(threads), 0, stream>>>(args, cache_tokens,
+                                                            static_cast<int>(groups));
+    };
+    if (threads <= 192) {
+      go(fp8_kernel<192, 2>);
+    } else {
+      go(fp8_kernel<1024, 1>);
+    }
+  } else {
+    with_type(args.dtype, [&](auto tag) {
+      using T = decltype(tag);
+      to_cache_kernel<T>
+          <<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(args, cache_tokens);
+    });
+  }
   UF_CUDA_LAUNCHED();
 }
 

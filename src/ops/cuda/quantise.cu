@@ -1,46 +1,66 @@
 // Rows to e4m3 with a scale of their own, and what a product's epilogue left undone. Bound by
 // bytes.
-#include "ops/cuda/device.cuh"
+#include "ops/cuda/quantise.cuh"
 
 namespace ultraflash::cuda::kernels {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kPack = 8;
-constexpr float kLargest = 448.0F;  // of e4m3
+constexpr int kMostChunks = 8;  // packs of a thread: what stays in registers
 
-// One CTA per row; the row stays in registers between the search for its largest element and the
-// conversion. CHUNKS packs of 8 per thread.
-template <int CHUNKS>
+// GELU's tanh form as x times a sigmoid, with the fast exponential: about 1e-6 off.
+__device__ __forceinline__ float apply_fast(Activation activation, float x) {
+  if (activation != Activation::kGeluTanh) return apply(activation, x);
+  const float u = 1.59576912160573F * (x + 0.044715F * x * x * x);
+  return __fdividef(x, 1.0F + __expf(-u));
+}
+
+// A row stays in registers between the search for its largest element and the conversion, CHUNKS
+// packs of 8 a thread: one warp per row up to 2048 elements, else one CTA. With FINISH the row is
+// activation(x + bias), rounded to bf16 before anything else.
+template <int CHUNKS, bool WARP, bool FINISH>
 __global__ void __launch_bounds__(kThreads)
-    quantise_kernel(const bf16* x, int64_t dim, uint8_t* y, float* scales) {
+    quantise_kernel(const bf16* x, int64_t rows, int dim, const float* bias, Activation activation,
+                    uint8_t* y, float* scales) {
   __shared__ float scratch[32];
-  const int64_t row = blockIdx.x;
+  const int64_t row =
+      WARP ? int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32 : int64_t{blockIdx.x};
+  if (WARP && row >= rows) return;
+  const int thread = static_cast<int>(WARP ? threadIdx.x % 32 : threadIdx.x);
+  const int threads = static_cast<int>(WARP ? 32 : blockDim.x);
   x += row * dim;
   y += row * dim;
   Pack<bf16, kPack> v[CHUNKS];
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c) {
+    const int at = (c * threads + thread) * kPack;
+    if (at < dim) v[c] = *reinterpret_cast<const Pack<bf16, kPack>*>(x + at);
+  }
   float top = 0.0F;
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
-    const int64_t at = (int64_t{c} * kThreads + threadIdx.x) * kPack;
+    const int at = (c * threads + thread) * kPack;
     if (at >= dim) continue;
-    v[c] = *reinterpret_cast<const Pack<bf16, kPack>*>(x + at);
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) top = fmaxf(top, fabsf(as_float(v[c].x[i])));
-  }
-  top = fmaxf(block_max(top, scratch), 1e-12F);
-  const float factor = kLargest / top;
-  if (threadIdx.x == 0) scales[row] = top / kLargest;
-#pragma unroll
-  for (int c = 0; c < CHUNKS; ++c) {
-    const int64_t at = (int64_t{c} * kThreads + threadIdx.x) * kPack;
-    if (at >= dim) continue;
-    Pack<uint8_t, kPack> out;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
-      out.x[i] = __nv_cvt_float_to_fp8(as_float(v[c].x[i]) * factor, __NV_SATFINITE, __NV_E4M3);
+      if (FINISH) {
+        const float b = bias != nullptr ? bias[at + i] : 0.0F;
+        v[c].x[i] = as<bf16>(apply_fast(activation, as_float(v[c].x[i]) + b));
+      }
+      top = fmaxf(top, fabsf(as_float(v[c].x[i])));
     }
-    *reinterpret_cast<Pack<uint8_t, kPack>*>(y + at) = out;
+  }
+  const Fp8Scale scale = fp8_scale(WARP ? warp_max(top) : block_max(top, scratch));
+  if (thread == 0) scales[row] = scale.scale;
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c) {
+    const int at = (c * threads + thread) * kPack;
+    if (at >= dim) continue;
+    float values[kPack];
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) values[i] = as_float(v[c].x[i]);
+    *reinterpret_cast<Pack<uint8_t, kPack>*>(y + at) = to_fp8(values, scale.factor);
   }
 }
 
@@ -55,30 +75,56 @@ __global__ void finish_kernel(bf16* y, const float* bias, int64_t dim, Activatio
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
       const float b = bias != nullptr ? bias[column + i] : 0.0F;
-      v.x[i] = as<bf16>(apply(activation, as_float(v.x[i]) + b));
+      v.x[i] = as<bf16>(apply_fast(activation, as_float(v.x[i]) + b));
     }
     *at = v;
   }
 }
 
+template <bool FINISH>
+void launch(const QuantiseArgs& a, cudaStream_t stream) {
+  const auto* x = static_cast<const bf16*>(a.x);
+  auto* y = static_cast<uint8_t*>(a.y);
+  const int dim = static_cast<int>(a.dim);
+  const int packs = dim / kPack;
+  const auto go = [&](auto kernel, unsigned ctas, unsigned threads) {
+    kernel<<<ctas, threads, 0, stream>>>(x, a.rows, dim, a.bias, a.activation, y, a.scales);
+  };
+  if (packs <= kMostChunks * 32) {
+    const unsigned ctas = ceil_div(a.rows, kThreads / 32);
+    if (packs <= 64) {
+      go(quantise_kernel<2, true, FINISH>, ctas, kThreads);
+    } else if (packs <= 192) {
+      go(quantise_kernel<6, true, FINISH>, ctas, kThreads);
+    } else {
+      go(quantise_kernel<8, true, FINISH>, ctas, kThreads);
+    }
+    return;
+  }
+  const auto ctas = static_cast<unsigned>(a.rows);
+  const auto threads_of = [&](int chunks) {
+    return static_cast<unsigned>((packs + chunks * 32 - 1) / (chunks * 32) * 32);
+  };
+  if (packs <= 5 * kThreads) {
+    go(quantise_kernel<5, false, FINISH>, ctas, threads_of(5));
+  } else {
+    go(quantise_kernel<kMostChunks, false, FINISH>, ctas, threads_of(kMostChunks));
+  }
+}
+
 }  // namespace
 
-bool quantises(int64_t dim) { return dim % kPack == 0 && dim <= int64_t{8} * kThreads * kPack; }
+bool quantises(int64_t dim) {
+  return dim % kPack == 0 && dim <= int64_t{kMostChunks} * kThreads * kPack;
+}
 
-void quantise_rows(const void* x, int64_t rows, int64_t dim, void* y, float* scales,
-                   cudaStream_t stream) {
-  if (rows * dim == 0) return;
-  require(quantises(dim), "quantise_rows: rows of at most 16384, a multiple of 8");
-  const auto* in = static_cast<const bf16*>(x);
-  auto* out = static_cast<uint8_t*>(y);
-  const auto ctas = static_cast<unsigned>(rows);
-  const int64_t chunk = int64_t{kThreads} * kPack;
-  if (dim <= chunk) {
-    quantise_kernel<1><<<ctas, kThreads, 0, stream>>>(in, dim, out, scales);
-  } else if (dim <= 5 * chunk) {
-    quantise_kernel<5><<<ctas, kThreads, 0, stream>>>(in, dim, out, scales);
+void quantise_rows(const QuantiseArgs& args, cudaStream_t stream) {
+  if (args.rows * args.dim == 0) return;
+  require(quantises(args.dim), "quantise_rows: rows of at most 16384, a multiple of 8");
+  if (args.bias != nullptr || args.activation != Activation::kNone) {
+    launch<true>(args, stream);
   } else {
-    quantise_kernel<8><<<ctas, kThreads, 0, stream>>>(in, dim, out, scales);
+    launch<false>(args, stream);
   }
   UF_CUDA_LAUNCHED();
 }

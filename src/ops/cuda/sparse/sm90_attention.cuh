@@ -21,7 +21,7 @@
 
 #include <cstdint>
 
-#include "ops/cuda/sparse/sm90_ptx.cuh"
+#include "ops/cuda/sm90/ptx.cuh"
 
 namespace ultraflash::cuda::sm90 {
 

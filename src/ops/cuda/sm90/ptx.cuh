@@ -177,6 +177,38 @@ __device__ __forceinline__ void product_registers(float (&d)[32], uint32_t a0, u
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
 }
 
+// The same in e4m3, 32 steps of the product axis; both operands have it innermost, there is no
+// other form. The accumulators are f32, but the tensor cores add with about 14 bits: long sums are
+// collected in parts (tiles.cuh).
+
+template <bool FIRST>
+__device__ __forceinline__ void product8_64x128(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.eq.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" UF_REGISTERS_64
+      "}, %64, %65, p, 1, 1;\n"
+      "}\n"
+      : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32)
+      : "l"(a), "l"(b), "n"(FIRST ? 1 : 0));
+}
+
+/// d [64, 128] = a b, plus d unless `add` is 0.
+__device__ __forceinline__ void product8_registers(float (&d)[64], uint32_t a0, uint32_t a1,
+                                                   uint32_t a2, uint32_t a3, uint64_t b,
+                                                   uint32_t add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" UF_REGISTERS_64
+      "}, {%64, %65, %66, %67}, %68, p, 1, 1;\n"
+      "}\n"
+      : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
 #undef UF_REGISTERS_32
 #undef UF_REGISTERS_64
 #undef UF_OUTPUTS_8

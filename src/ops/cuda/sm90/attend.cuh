@@ -1,0 +1,212 @@
+// The pipeline of attention on sm_90a, dense and block-sparse, bf16 and e4m3.
+//
+// A CTA has one producer warp, which copies Q, and K and V of key blocks into rings in shared
+// memory, and two consumer warpgroups of 64 queries each. Per key block a consumer computes
+// S = Q K^T (both operands in shared memory), P = exp2(S c - shift) in f32, and O += P V with P
+// from registers. O += P V of one block and S of the next are issued together, and the consumers
+// take turns: while one computes exponentials, the other keeps the tensor cores busy.
+//
+// Shared memory at head_dim 128: Q 32 KiB + 3 x (K 32 KiB + V 32 KiB) in bf16, half of it per tile
+// and 6 stages in e4m3. Registers: 232 or 240 per consumer thread (S 64, O 64 and in e4m3 64 more,
+// P 32 or 16), 40 or 24 per producer thread. Structure after FlashAttention-3 (arXiv 2407.08608),
+// sections 3.1 and 3.2; the lazy shift is that of FlashAttention-4 taken further.
+#pragma once
+
+#include "ops/cuda/sm90/tiles.cuh"
+
+namespace ultraflash::cuda::sm90 {
+
+constexpr int kConsumers = 2;  // warpgroups
+constexpr int kConsumerWarps = 8;
+constexpr int kThreads = 128 * (1 + kConsumers);
+
+/// Shared memory of a CTA, with EXTRA bytes for its own use behind the barriers.
+template <class TILES, uint32_t EXTRA = 0>
+struct AttentionLayout {
+  static constexpr uint32_t kTileBytes = TILES::kTileBytes;
+  static constexpr int kStages = TILES::kStages;
+  static constexpr uint32_t kQ = 0;
+  static constexpr uint32_t kK = kTileBytes;
+  static constexpr uint32_t kV = kK + kStages * kTileBytes;
+  static constexpr uint32_t kBarriers = kV + kStages * kTileBytes;
+  static constexpr uint32_t kBarrierCount = 2 + 4 * kStages;  // full and empty of Q, K and V
+  static constexpr uint32_t kExtra = kBarriers + 8 * kBarrierCount;
+  static constexpr uint32_t kBytes = kExtra + EXTRA;
+  static constexpr uint32_t kAlign = 1024;  // of the swizzle
+  static constexpr uint32_t kConsumerRegisters = TILES::kRun > 0 ? 240 : 232;
+  static constexpr uint32_t kProducerRegisters = TILES::kRun > 0 ? 24 : 40;
+
+  static constexpr uint32_t q_full() { return kBarriers; }
+  static constexpr uint32_t q_empty() { return kBarriers + 8; }
+  static constexpr uint32_t k_full(int s) { return kBarriers + 8 * (2 + s); }
+  static constexpr uint32_t k_empty(int s) { return kBarriers + 8 * (2 + kStages + s); }
+  static constexpr uint32_t v_full(int s) { return kBarriers + 8 * (2 + 2 * kStages + s); }
+  static constexpr uint32_t v_empty(int s) { return kBarriers + 8 * (2 + 3 * kStages + s); }
+};
+
+/// Place in a ring of barriers: index and parity of the phase to wait for.
+template <int STAGES>
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == STAGES) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// By one thread, before the barrier that all threads of the CTA pass first.
+template <class LAYOUT>
+__device__ __forceinline__ void init_barriers(uint32_t base, const CUtensorMap* q_map,
+                                              const CUtensorMap* k_map, const CUtensorMap* v_map) {
+  prefetch_tensor_map(q_map);
+  prefetch_tensor_map(k_map);
+  prefetch_tensor_map(v_map);
+  barrier_init(base + LAYOUT::q_full(), 1);
+  barrier_init(base + LAYOUT::q_empty(), kConsumerWarps);
+  for (int s = 0; s < LAYOUT::kStages; ++s) {
+    barrier_init(base + LAYOUT::k_full(s), 1);
+    barrier_init(base + LAYOUT::k_empty(s), kConsumerWarps);
+    barrier_init(base + LAYOUT::v_full(s), 1);
+    barrier_init(base + LAYOUT::v_empty(s), kConsumerWarps);
+  }
+  fence_barrier_init();
+}
+
+/// One thread of the producer warp copies a key block: its K, then what `between` copies, then V.
+/// In bf16 K and V are rows [row, row + 128) of a head; in e4m3 V is block row / 128 of it.
+template <class TILES, class LAYOUT, class Between>
+__device__ __forceinline__ void produce_block(const CUtensorMap* k_map, const CUtensorMap* v_map,
+                                              uint32_t base, const RingPlace<TILES::kStages>& ring,
+                                              int row, int head, int heads,
+                                              const Between& between) {
+  const uint32_t k_full = base + LAYOUT::k_full(ring.stage);
+  const uint32_t v_full = base + LAYOUT::v_full(ring.stage);
+  barrier_wait(base + LAYOUT::k_empty(ring.stage), ring.parity ^ 1);
+  barrier_arrive_expect(k_full, LAYOUT::kTileBytes);
+  copy_box(base + LAYOUT::kK + ring.stage * LAYOUT::kTileBytes, k_map, 0, row, head * TILES::kBoxes,
+           k_full);
+  between();
+  barrier_wait(base + LAYOUT::v_empty(ring.stage), ring.parity ^ 1);
+  barrier_arrive_expect(v_full, LAYOUT::kTileBytes);
+  const uint32_t v = base + LAYOUT::kV + ring.stage * LAYOUT::kTileBytes;
+  if constexpr (TILES::kRun > 0) {
+    copy_box(v, v_map, 0, 0, row / kBlock * heads + head, v_full);
+  } else {
+    copy_box(v, v_map, 0, row, head * TILES::kBoxes, v_full);
+  }
+}
+
+/// A consumer warpgroup and its places in the rings.
+template <class TILES, class LAYOUT>
+struct Consumer {
+  static constexpr int kStages = TILES::kStages;
+  uint32_t base;
+  int consumer;
+  uint32_t q;  // its 64 rows
+  bool signals;
+  // Named barriers 1 and 2: "consumer i may use the tensor cores"; its partner arrives, it waits.
+  uint32_t mine;
+  uint32_t partner;
+  RingPlace<kStages> k_ring;
+  RingPlace<kStages> v_ring;
+
+  explicit __device__ __forceinline__ Consumer(uint32_t shared_base)
+      : base(shared_base),
+        consumer(static_cast<int>(threadIdx.x) / 128 - 1),
+        q(base + LAYOUT::kQ + consumer * 64 * 128),
+        signals(threadIdx.x % 32 == 0),
+        mine(1 + consumer),
+        partner(2 - consumer) {
+    if (consumer == 1) named_arrive(partner, 256);
+  }
+  /// The first of a thread's two rows of the tile.
+  [[nodiscard]] __device__ __forceinline__ int row() const {
+    const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+    return consumer * 64 + warp * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+  }
+  /// Pairs with the partner's last arrival, so that no barrier is left half full.
+  __device__ __forceinline__ void finish() const {
+    if (consumer == 0) named_sync(mine, 256);
+  }
+
+  /// Attention of a tile whose queries have arrived over its `count` > 0 next key blocks. MASKED:
+  /// block `masked` has `valid` keys.
+  template <bool MASKED>
+  __device__ __forceinline__ void attend(int count, int masked, int valid, float c,
+                                         Output<TILES>& out, RowState& rows) {
+    float s[64];
+    uint32_t weights[TILES::kWeights];
+    out.clear();
+    barrier_wait(base + LAYOUT::k_full(k_ring.stage), k_ring.parity);
+    pin(s);
+    wgmma_fence();
+    TILES::issue_scores(s, q, base + LAYOUT::kK + k_ring.stage * LAYOUT::kTileBytes);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(s);
+    if (signals) {
+      barrier_arrive(base + LAYOUT::k_empty(k_ring.stage));
+      if (count == 1) barrier_arrive(base + LAYOUT::q_empty());
+    }
+    k_ring.advance();
+    if (MASKED && masked == 0) mask_scores(s, valid);
+    first_softmax<TILES>(s, c, rows, weights);
+    for (int j = 1; j < count; ++j) {
+      barrier_wait(base + LAYOUT::v_full(v_ring.stage), v_ring.parity);
+      barrier_wait(base + LAYOUT::k_full(k_ring.stage), k_ring.parity);
+      pin(s);
+      pin(out.o);
+      pin(weights);
+      named_sync(mine, 256);
+      wgmma_fence();
+      TILES::issue_output(out.o, weights, base + LAYOUT::kV + v_ring.stage * LAYOUT::kTileBytes,
+                          starts_run(j - 1));
+      TILES::issue_scores(s, q, base + LAYOUT::kK + k_ring.stage * LAYOUT::kTileBytes);
+      wgmma_commit();
+      named_arrive(partner, 256);
+      wgmma_wait<0>();
+      pin(s);
+      pin(out.o);
+      pin(weights);
+      if (signals) {
+        barrier_arrive(base + LAYOUT::v_empty(v_ring.stage));
+        barrier_arrive(base + LAYOUT::k_empty(k_ring.stage));
+        if (j == count - 1) barrier_arrive(base + LAYOUT::q_empty());
+      }
+      v_ring.advance();
+      k_ring.advance();
+      if constexpr (TILES::kRun > 0) {
+        if (starts_run(j)) out.collect();
+      }
+      if (MASKED && j == masked) mask_scores(s, valid);
+      next_softmax<TILES>(s, c, rows, weights, out);
+    }
+    barrier_wait(base + LAYOUT::v_full(v_ring.stage), v_ring.parity);
+    pin(out.o);
+    pin(weights);
+    wgmma_fence();
+    TILES::issue_output(out.o, weights, base + LAYOUT::kV + v_ring.stage * LAYOUT::kTileBytes,
+                        starts_run(count - 1));
+    wgmma_commit();
+    rows.sum[0] = row_sum(rows.sum[0]);
+    rows.sum[1] = row_sum(rows.sum[1]);
+    wgmma_wait<0>();
+    pin(out.o);
+    if (signals) barrier_arrive(base + LAYOUT::v_empty(v_ring.stage));
+    v_ring.advance();
+    if constexpr (TILES::kRun > 0) {
+#pragma unroll
+      for (int i = 0; i < Output<TILES>::kCount; ++i) out.o[i] += out.runs[i];
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ bool starts_run(int block) {
+    return TILES::kRun > 0 && block % (TILES::kRun > 0 ? TILES::kRun : 1) == 0;
+  }
+};
+
+}  // namespace ultraflash::cuda::sm90

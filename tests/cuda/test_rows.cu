@@ -1,0 +1,438 @@
+// Kernels over rows that write e4m3: quantisation against the host's, with bias and GELU fused
+// against separate passes; query/key preparation against that in f32; guard zones, the same bits
+// twice. With --bench also their speed. Exit status 77 without a GPU.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "cuda/sparse_layer.cuh"
+#include "ops/cuda/blas.h"
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/quantise.cuh"
+
+namespace ultraflash::cuda {
+namespace {
+
+constexpr SparseType kB = SparseType::kBF16;
+constexpr SparseType kF = SparseType::kF32;
+
+void synchronize(const char* what) { check(cudaDeviceSynchronize(), what); }
+
+void report(bool good, const std::string& what) {
+  std::printf("%s %s\n", good ? "ok  " : "FAIL", what.c_str());
+  if (!good) ++failures;
+}
+
+bool same(const Buffer& a, const Buffer& b) { return a.host<uint8_t>() == b.host<uint8_t>(); }
+
+// --- quantisation --------------------------------------------------------------------------------
+
+struct Fp8Rows {
+  Buffer values, scales;
+  Fp8Rows(int64_t rows, int64_t dim)
+      : values(static_cast<size_t>(rows * dim)), scales(static_cast<size_t>(rows) * 4) {}
+  [[nodiscard]] bool intact() const { return values.intact() && scales.intact(); }
+};
+
+void quantise(const Buffer& x, int64_t rows, int64_t dim, const Fp8Rows& out,
+              const float* bias = nullptr, Activation activation = Activation::kNone) {
+  kernels::QuantiseArgs args;
+  args.x = x.data();
+  args.rows = rows;
+  args.dim = dim;
+  args.bias = bias;
+  args.activation = activation;
+  args.y = out.values.data();
+  args.scales = out.scales.as<float>();
+  kernels::quantise_rows(args, nullptr);
+}
+
+void test_quantise(int64_t rows, int64_t dim) {
+  const auto count = static_cast<size_t>(rows * dim);
+  const Buffer x(count * 2);
+  const Buffer y(count * 2);
+  const Buffer bias(static_cast<size_t>(dim) * 4);
+  fill(x, kB, 1, 2.0F);
+  fill(bias, kF, 2, 0.5F);
+  const Fp8Rows got(rows, dim);
+  quantise(x, rows, dim, got);
+  synchronize("quantise_rows");
+  const std::vector<float> in = floats(x, kB);
+  const std::vector<uint8_t> values = got.values.host<uint8_t>();
+  const std::vector<float> scales = got.scales.host<float>();
+  int64_t wrong = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    float top = 1e-12F;
+    for (int64_t i = 0; i < dim; ++i) {
+      top = std::max(top, std::fabs(in[static_cast<size_t>(r * dim + i)]));
+    }
+    if (scales[static_cast<size_t>(r)] != top / kFp8Largest) ++wrong;
+    const float factor = kFp8Largest / top;
+    for (int64_t i = 0; i < dim; ++i) {
+      const auto at = static_cast<size_t>(r * dim + i);
+      if (to_float8_e4m3(in[at] * factor).bits != values[at]) ++wrong;
+    }
+  }
+  const std::string name = std::to_string(rows) + " rows of " + std::to_string(dim);
+  report(wrong == 0 && got.intact(),
+         "quantise_rows, " + name + ": " + std::to_string(wrong) + " differ from the host's");
+
+  const Fp8Rows fused(rows, dim);
+  const Fp8Rows apart(rows, dim);
+  bool equal = true;
+  for (const Activation activation : {Activation::kGeluTanh, Activation::kNone}) {
+    check(cudaMemcpy(y.data(), x.data(), x.bytes(), cudaMemcpyDeviceToDevice), "copy");
+    quantise(x, rows, dim, fused, bias.as<float>(), activation);
+    kernels::finish_product(y.data(), bias.as<float>(), rows, dim, activation, nullptr);
+    quantise(y, rows, dim, apart);
+    synchronize("quantise_rows");
+    equal = equal && same(fused.values, apart.values) && same(fused.scales, apart.scales);
+    if (activation != Activation::kGeluTanh) continue;
+    // GELU itself, of the rounded sum.
+    const std::vector<float> b = bias.host<float>();
+    const std::vector<float> result = floats(y, kB);
+    for (size_t i = 0; i < count; i += 7) {
+      const double v = static_cast<double>(in[i]) + static_cast<double>(b[i % b.size()]);
+      const double want =
+          0.5 * v * (1.0 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+      if (std::fabs(static_cast<double>(result[i]) - want) > std::fabs(want) / 250.0 + 1e-6) {
+        equal = false;
+      }
+    }
+  }
+  report(equal && fused.intact() && y.intact(), "  fused with bias and GELU, " + name);
+}
+
+// --- query and key preparation
+// --------------------------------------------------------------------
+
+struct QkvCase {
+  int64_t batch, frames, height, width;
+  int heads;
+  int64_t first_frame, first_slot, ring_begin, ring_end;
+};
+
+// Buffers of one chunk; `element` bytes each of q, k and v.
+struct Chunk {
+  Buffer q, k, v, scales;
+  Chunk(const QkvCase& c, int64_t tokens, int64_t cache, size_t element)
+      : q(static_cast<size_t>(c.batch * tokens * c.heads * 128) * element),
+        k(static_cast<size_t>(c.batch * cache * c.heads * 128) * element),
+        v(static_cast<size_t>(c.batch * (cache + 127) / 128 * 128 * c.heads * 128 + 128 * 128) *
+          element),
+        scales(static_cast<size_t>(c.heads) * 4) {
+    for (const Buffer* b : {&q, &k, &v}) check(cudaMemset(b->data(), 0x3c, b->bytes()), "memset");
+  }
+  [[nodiscard]] bool intact() const {
+    return q.intact() && k.intact() && v.intact() && scales.intact();
+  }
+};
+
+std::vector<float> axis_table(int64_t positions, int64_t pairs) {
+  std::vector<float> table;
+  for (int64_t p = 0; p < positions; ++p) {
+    for (int64_t j = 0; j < pairs; ++j) {
+      const double angle = static_cast<double>(p) *
+                           std::pow(10000.0, -static_cast<double>(j) / static_cast<double>(pairs));
+      table.push_back(static_cast<float>(std::cos(angle)));
+      table.push_back(static_cast<float>(std::sin(angle)));
+    }
+  }
+  return table;
+}
+
+struct QkvInputs {
+  int64_t tokens, cache, dim;
+  Buffer qkv, qkv_f32, norm_q, norm_k, height, width, frequency, place;
+  explicit QkvInputs(const QkvCase& c)
+      : tokens(c.frames * c.height * c.width),
+        cache(c.ring_end * c.height * c.width),
+        dim(c.heads * 128),
+        qkv(static_cast<size_t>(c.batch * tokens * 3 * dim) * 2),
+        qkv_f32(qkv.bytes() * 2),
+        norm_q(static_cast<size_t>(dim) * 4),
+        norm_k(static_cast<size_t>(dim) * 4),
+        height(static_cast<size_t>(c.height * 21) * 8),
+        width(static_cast<size_t>(c.width * 21) * 8),
+        frequency(22 * 8),
+        place(sizeof(kernels::PlaceNumbers)) {
+    fill(qkv, kB, 1, 1.0F);
+    qkv_f32.set(floats(qkv, kB));
+    fill(norm_q, kF, 2, 1.0F);
+    fill(norm_k, kF, 3, 0.5F);
+    height.set(axis_table(c.height, 21));
+    width.set(axis_table(c.width, 21));
+    std::vector<double> f;
+    for (int j = 0; j < 22; ++j) f.push_back(std::pow(10000.0, -j / 22.0));
+    frequency.set(f);
+    kernels::PlaceNumbers numbers;
+    numbers.first_frame = c.first_frame;
+    numbers.first_slot = c.first_slot;
+    numbers.ring_begin = c.ring_begin;
+    numbers.ring_end = c.ring_end;
+    place.set(std::vector<kernels::PlaceNumbers>{numbers});
+  }
+  [[nodiscard]] kernels::QkvArgs args(const QkvCase& c, const Chunk& out, DType dtype) const {
+    kernels::QkvArgs a;
+    a.dtype = dtype;
+    a.qkv = dtype == DType::kF32 ? qkv_f32.data() : qkv.data();
+    a.norm_q = norm_q.as<float>();
+    a.norm_k = norm_k.as<float>();
+    a.eps = 1e-6F;
+    a.batch = c.batch;
+    a.dim = dim;
+    a.heads = c.heads;
+    a.head_dim = 128;
+    a.grid = {c.frames, c.height, c.width};
+    a.rotary.height = height.as<float>();
+    a.rotary.width = width.as<float>();
+    a.rotary.frequency = frequency.as<double>();
+    a.rotary.pairs_time = 22;
+    a.rotary.pairs_space = 21;
+    a.place = place.data();
+    a.q = out.q.data();
+    a.k = out.k.data();
+    a.v = out.v.data();
+    return a;
+  }
+};
+
+float from_fp8(uint8_t x) { return to_float(Float8E4M3{x}); }
+
+void test_qkv(const QkvCase& c) {
+  const QkvInputs in(c);
+  const Chunk exact(c, in.tokens, in.cache, 4);
+  const Chunk got(c, in.tokens, in.cache, 1);
+  const Chunk again(c, in.tokens, in.cache, 1);
+  kernels::qkv_to_cache(in.args(c, exact, DType::kF32), in.cache, nullptr);
+  for (const Chunk* chunk : {&got, &again}) {
+    kernels::QkvArgs args = in.args(c, *chunk, DType::kBF16);
+    args.scales = chunk->scales.as<float>();
+    kernels::qkv_to_cache(args, in.cache, nullptr);
+  }
+  synchronize("qkv_to_cache");
+  bool good = same(got.q, again.q) && same(got.k, again.k) && same(got.v, again.v) &&
+              same(got.scales, again.scales) && got.intact() && exact.intact();
+  // Scales, of a head's largest weights.
+  const std::vector<float> norms[2] = {in.norm_q.host<float>(), in.norm_k.host<float>()};
+  std::vector<double> scale[2];
+  for (int part = 0; part < 2; ++part) {
+    for (int h = 0; h < c.heads; ++h) {
+      double top = 0.0;
+      for (int i = 0; i < 128; ++i) {
+        top = std::max(
+            top, std::fabs(static_cast<double>(norms[part][static_cast<size_t>(h * 128 + i)])));
+      }
+      scale[part].push_back(top * std::sqrt(static_cast<double>(in.dim)) / 448.0);
+    }
+  }
+  const std::vector<float> scales = got.scales.host<float>();
+  for (size_t h = 0; h < scales.size(); ++h) {
+    if (std::fabs(static_cast<double>(scales[h]) / (scale[0][h] * scale[1][h]) - 1.0) > 1e-5) {
+      good = false;
+    }
+  }
+  // q and k to within half a step of e4m3 (and of its subnormals).
+  double worst = 0.0;
+  int64_t untouched = 0;
+  const auto compare = [&](const Buffer& x8, const Buffer& x32, int part) {
+    const std::vector<uint8_t> eight = x8.host<uint8_t>();
+    const std::vector<float> want = x32.host<float>();
+    for (size_t i = 0; i < want.size(); ++i) {
+      uint32_t bits = 0;
+      std::memcpy(&bits, &want[i], 4);
+      if (bits == 0x3c3c3c3cU && eight[i] == 0x3c) {  // not of this chunk
+        ++untouched;
+        continue;
+      }
+      const double s = scale[part][i % static_cast<size_t>(in.dim) / 128];
+      const double d =
+          std::fabs(static_cast<double>(from_fp8(eight[i])) * s - static_cast<double>(want[i]));
+      worst = std::max(worst, d / (std::fabs(static_cast<double>(want[i])) / 15.9 + s / 1000.0));
+    }
+  };
+  compare(got.q, exact.q, 0);
+  compare(got.k, exact.k, 1);
+  const int64_t expected_untouched = c.batch * (in.cache - in.tokens) * in.dim;
+  // v, transposed.
+  const std::vector<uint8_t> v8 = got.v.host<uint8_t>();
+  std::vector<uint8_t> want(v8.size(), 0x3c);
+  const std::vector<float> qkv = floats(in.qkv, kB);
+  const int64_t per_frame = c.height * c.width;
+  const int64_t blocks = (in.cache + 127) / 128;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    for (int64_t t = 0; t < in.tokens; ++t) {
+      int64_t slot = c.first_slot + t / per_frame;
+      if (slot >= c.ring_end) slot = c.ring_begin + slot - c.ring_end;
+      const int64_t row = slot * per_frame + t % per_frame;
+      for (int64_t d = 0; d < in.dim; ++d) {
+        const int64_t at = ((b * blocks + row / 128) * in.dim + d) * 128 + row % 128 / 16 * 16 +
+                           fp8_key_place(static_cast<int>(row % 16));
+        want[static_cast<size_t>(at)] =
+            to_float8_e4m3(qkv[static_cast<size_t>(((b * in.tokens + t) * 3 + 2) * in.dim + d)])
+                .bits;
+      }
+    }
+  }
+  const bool values = v8 == want;
+  good = good && worst <= 1.0 && untouched == expected_untouched && values;
+  report(good, "e4m3 cache, " + std::to_string(c.frames) + " x " + std::to_string(c.height) +
+                   " x " + std::to_string(c.width) + ", " + std::to_string(c.heads) +
+                   " heads: worst " + std::to_string(worst) + " of the bound" +
+                   (untouched == expected_untouched ? "" : ", wrote outside its slots") +
+                   (values ? "" : ", v differs"));
+}
+
+// --- speed
+// ----------------------------------------------------------------------------------------
+
+template <typename Body>
+double microseconds(const Body& body) {
+  cudaEvent_t begin;
+  cudaEvent_t end;
+  check(cudaEventCreate(&begin), "event");
+  check(cudaEventCreate(&end), "event");
+  std::vector<float> times;
+  for (int i = 0; i < 25; ++i) {
+    check(cudaEventRecord(begin), "event");
+    for (int n = 0; n < 10; ++n) body(n);
+    check(cudaEventRecord(end), "event");
+    check(cudaEventSynchronize(end), "event");
+    float ms = 0.0F;
+    check(cudaEventElapsedTime(&ms, begin, end), "event");
+    if (i >= 5) times.push_back(ms);
+  }
+  std::sort(times.begin(), times.end());
+  return static_cast<double>(times[times.size() / 2]) * 100.0;
+}
+
+void print(const char* what, int64_t rows, double us, double bytes) {
+  std::printf("%-44s %6lld rows: %7.1f us, %.2f TB/s\n", what, static_cast<long long>(rows), us,
+              bytes / us * 1e-6);
+}
+
+// Several sets of buffers in turn, so that little is found in the 50 MB of L2.
+void bench(int64_t rows) {
+  constexpr int kSets = 5;
+  const int64_t dim = 1536;
+  const auto elements = static_cast<double>(rows * dim);
+  const Buffer n(static_cast<size_t>(rows * dim * kSets) * 2);
+  const Buffer n8(n.bytes() / 2);
+  const Buffer scales(static_cast<size_t>(rows) * 4);
+  fill(n, kB, 1, 1.0F);
+  kernels::QuantiseArgs q;
+  q.rows = rows;
+  q.dim = dim;
+  q.scales = scales.as<float>();
+  double us = microseconds([&](int i) {
+    q.x = n.as<__nv_bfloat16>() + i % kSets * rows * dim;
+    q.y = n8.data() + i % kSets * rows * dim;
+    kernels::quantise_rows(q, nullptr);
+  });
+  print("quantise", rows, us, elements * 3.0);
+  const int64_t wide = 8960;
+  const Buffer hidden(static_cast<size_t>(rows * wide) * 2);
+  const Buffer hidden8(static_cast<size_t>(rows * wide));
+  const Buffer bias(static_cast<size_t>(wide) * 4);
+  fill(hidden, kB, 5, 1.0F);
+  fill(bias, kF, 6, 1.0F);
+  q.dim = wide;
+  q.x = hidden.data();
+  q.y = hidden8.data();
+  for (const bool gelu : {false, true}) {
+    q.activation = gelu ? Activation::kGeluTanh : Activation::kNone;
+    us = microseconds([&](int) { kernels::quantise_rows(q, nullptr); });
+    print(gelu ? "GELU and quantise, 8960" : "quantise, 8960", rows, us,
+          static_cast<double>(rows * wide) * 3.0);
+  }
+}
+
+void bench_qkv() {
+  const QkvCase c{1, 3, 30, 52, 12, 30, 9, 0, 21};
+  const QkvInputs in(c);
+  const Chunk out(c, in.tokens, in.cache, 2);
+  const auto elements = static_cast<double>(in.tokens * in.dim);
+  kernels::QkvArgs args = in.args(c, out, DType::kBF16);
+  for (const bool fp8 : {false, true}) {
+    args.scales = fp8 ? out.scales.as<float>() : nullptr;
+    const double us = microseconds([&](int) { kernels::qkv_to_cache(args, in.cache, nullptr); });
+    print(fp8 ? "query and key preparation, e4m3" : "query and key preparation", in.tokens, us,
+          elements * (fp8 ? 9.0 : 12.0));
+  }
+}
+
+// Which epilogues the library has for row-wise scales, at the first feed-forward product.
+void print_epilogues() {
+  std::string why;
+  const std::unique_ptr<Blas> blas = Blas::create(why);
+  if (blas == nullptr) return;
+  const int64_t rows = 4680;
+  const Buffer x(static_cast<size_t>(rows * 1536));
+  const Buffer w(static_cast<size_t>(8960 * 1536));
+  const Buffer y(static_cast<size_t>(rows * 8960) * 2);
+  const Buffer scales(8960 * 4);
+  const Buffer bias(8960 * 2);
+  const Buffer workspace(size_t{64} << 20);
+  check(cudaMemset(x.data(), 0x30, x.bytes()), "memset");
+  check(cudaMemset(w.data(), 0x30, w.bytes()), "memset");
+  for (const bool with_bias : {true, false}) {
+    for (const Activation activation : {Activation::kGeluTanh, Activation::kNone}) {
+      ProductArgs args;
+      args.dtype = DType::kBF16;
+      args.x = x.data();
+      args.w = w.data();
+      args.y = y.data();
+      args.x_scales = args.w_scales = scales.as<float>();
+      args.rows = rows;
+      args.in = 1536;
+      args.out = 8960;
+      args.bias = with_bias ? bias.data() : nullptr;
+      args.activation = activation;
+      const auto go = [&] {
+        return blas->product(args, workspace.data(), workspace.bytes(), nullptr);
+      };
+      const bool there = go();
+      std::printf("fp8 product with row-wise scales%s%s: %s", with_bias ? ", bias" : "",
+                  activation == Activation::kNone ? "" : ", GELU", there ? "yes" : "no");
+      if (there) std::printf(", %.1f us", microseconds([&](int) { go(); }));
+      std::printf("\n");
+    }
+  }
+}
+
+int run(bool with_bench) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("SKIPPED: no GPU, so no kernel of this program ran\n");
+    return 77;
+  }
+  for (const int64_t dim : {8, 64, 1536, 2048, 2056, 8960, 16384}) test_quantise(37, dim);
+  test_quantise(1, 1536);
+  for (const QkvCase& c :
+       {QkvCase{1, 1, 1, 1, 1, 0, 0, 0, 1}, QkvCase{1, 3, 5, 7, 2, 3, 4, 1, 6},
+        QkvCase{2, 2, 9, 13, 3, 100000, 1, 0, 3}, QkvCase{1, 3, 30, 52, 12, 18, 6, 0, 12},
+        QkvCase{1, 1, 4, 5, 13, 7, 0, 0, 2}}) {
+    test_qkv(c);
+  }
+  if (with_bench) {
+    bench(4680);
+    bench(37440);
+    bench_qkv();
+    print_epilogues();
+  }
+  std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace ultraflash::cuda
+
+int main(int argc, char** argv) {
+  return ultraflash::cuda::run(argc > 1 && std::strcmp(argv[1], "--bench") == 0);
+}
