@@ -8,7 +8,7 @@
 #   plain   gcc without oneDNN, FFmpeg and libpng: our own code alone
 #   train   as cpu with the trainer; tests what that adds. Fetches libtorch (700 MB) once
 #   cuda-check  as cpu with the CUDA executor for one architecture (sm_90a); tests what needs no GPU.
-#           Fetches the compiler (1 GB) once where there is no nvcc
+#           Fetches the compiler (0.9 GB) once where there is no nvcc
 #
 #   ./test.sh           all of it
 #   ./test.sh --quick   only the first build

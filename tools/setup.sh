@@ -7,8 +7,8 @@
 #   tools/setup.sh train     and libtorch for the trainer, into build/torch (about 700 MB)
 #   tools/setup.sh cuda      and cudnn-frontend, into build/cudnn-frontend. Where there is no nvcc,
 #                            also NVIDIA's Python packages of the CUDA 13 compiler with the headers of
-#                            cuBLAS and cuDNN, into build/cuda-toolkit: enough to compile (1 GB is
-#                            fetched, 0.4 GB kept), not to run
+#                            cuBLAS and cuDNN, into build/cuda-toolkit: enough to compile (0.9 GB is
+#                            fetched, 0.3 GB kept), not to run
 #   tools/setup.sh --list [GROUP...]   names the packages and installs nothing
 #
 # When nothing is missing it asks dpkg once and is done.
@@ -135,6 +135,7 @@ fetch_cuda_toolkit() {
   find "$folder" \( -name 'libcublas*' -o -name 'libnvblas*' -o -name 'libcudnn*' \) -delete
   cp -r "$folder"/nvidia/cudnn/include/. "$root/include/"
   ln -sfn lib "$root/lib64"
+  ln -sf libcudart.so.13 "$root/lib/libcudart.so"  # CMake looks for it, nothing links it
   : >"$root/complete"
 }
 if ((${#missing[@]} == 0)); then
