@@ -30,6 +30,7 @@ struct TrainSettings {
   bool random_weights = false;
   bool trial = false;
   std::string write_embeddings;
+  bool degradations = false;
   int64_t steps = -1;
   double minutes = 0.0;
   std::vector<std::string> set;
@@ -79,6 +80,7 @@ int run_train(const TrainSettings& settings) {
   options.random_weights = settings.random_weights;
   options.trial = settings.trial;
   options.write_embeddings = settings.write_embeddings;
+  options.degradations = settings.degradations;
   options.log = stderr_logger();
   if (settings.show) {
     const Result<std::string> text = describe_training(options);
@@ -145,6 +147,10 @@ void add_train(CLI::App& app, Command& chosen) {
   command->add_option("--write-embeddings", settings->write_embeddings,
                       "Write the text embeddings of all captions to this file, for "
                       "init.text_embeddings, and stop");
+  command->add_flag(
+      "--degradations", settings->degradations,
+      "Write a sheet of every degradation of the config's clips to the output folder, "
+      "and stop");
   command->add_flag("--show", settings->show, "Print the config as it would run, and stop");
   command->callback([settings, &chosen] { chosen = [settings] { return run_train(*settings); }; });
 }

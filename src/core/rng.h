@@ -38,6 +38,7 @@ enum class RandomPurpose : uint8_t {
   kTest = 6,
   kPocketScene = 7,    // index: scene, step: split
   kPocketCaption = 8,  // index: scene, step: variant
+  kDegradation = 9,    // index: clip
 };
 
 /// Stream for `purpose` at `index` (chunk, group) and `step`.

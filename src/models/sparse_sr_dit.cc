@@ -29,9 +29,9 @@ Status SparseSrDitConfig::validate() const {
   return {};
 }
 
-int64_t SparseSrDitConfig::top_k(const WindowGrid& grid) const {
+int64_t SparseSrDitConfig::top_k(const WindowGrid& grid, double factor) const {
   const int64_t pairs = grid.spatial_blocks() * grid.spatial_blocks();
-  const double ratio = top_k_ratio * static_cast<double>(ref_spatial_tokens) /
+  const double ratio = factor * top_k_ratio * static_cast<double>(ref_spatial_tokens) /
                        static_cast<double>(std::max<int64_t>(grid.grid.tokens_per_frame(), 1));
   const int64_t largest = std::max<int64_t>(pairs * grid.temporal_blocks() - 1, 1);
   const auto wanted = static_cast<int64_t>(
@@ -54,19 +54,23 @@ SparseSrDit SparseSrDit::bind(Loader loader, const SparseSrDitConfig& config) {
 }
 
 SparseSrState SparseSrDit::make_state(Executor& ops, int64_t batch, int64_t height, int64_t width,
-                                      int64_t group_frames, int64_t kv_len) const {
+                                      int64_t group_frames, int64_t kv_len, bool one_ring) const {
   SparseSrState state;
   state.frame = {1, height, width};
   const WindowGrid grid = windows({group_frames, height, width});
   state.kv_len = std::max<int64_t>(kv_len, 1);
   state.group_blocks = grid.temporal_blocks();
-  state.places.resize(static_cast<size_t>(config_.transformer.num_layers));
+  const auto layers = static_cast<size_t>(config_.transformer.num_layers);
+  state.places.resize(layers);
+  state.caches.resize(one_ring ? 1 : layers);
   const int64_t blocks = state.capacity_blocks() * grid.spatial_blocks();
   const int64_t dim = config_.transformer.dim;
   const DType dtype = transformer_.compute();
-  state.ring = {ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
-                ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
-                ops.empty(dtype, {batch, blocks, dim})};
+  for (WindowCache& cache : state.caches) {
+    cache = {ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
+             ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
+             ops.empty(dtype, {batch, blocks, dim})};
+  }
   return state;
 }
 
@@ -83,7 +87,7 @@ void SparseSrDit::begin(Executor& ops, int64_t frames, SparseSrState& state) con
     place.cached_blocks = state.cached_blocks;
     place.capacity_blocks = capacity;
     ops.update_place(place);
-    slot = (slot + capacity - state.kv_len) % capacity;
+    if (state.one_ring()) slot = (slot + capacity - state.kv_len) % capacity;
   }
 }
 
@@ -101,7 +105,7 @@ Tensor SparseSrDit::forward(Executor& ops, const Tensor& noise, const Tensor& co
   const WindowGrid window_grid = windows(grid);
   BlockSelection selection;
   selection.local_range = config_.local_range;
-  selection.top_k = config_.top_k(window_grid);
+  selection.top_k = config_.top_k(window_grid, pass.ratio_factor);
   selection.blocks_per_chunk =
       std::max<int64_t>(config_.stream_chunk_size / config_.window.frames, 1);
 
@@ -111,17 +115,18 @@ Tensor SparseSrDit::forward(Executor& ops, const Tensor& noise, const Tensor& co
       [&](int64_t layer, const WanAttention& weights, Tensor qkv) -> Tensor {
         const auto index = static_cast<size_t>(layer);
         const GroupPlace& place = state.places[index];
+        WindowCache& cache = state.caches[state.one_ring() ? 0 : index];
         const WindowedQueries queries =
             ops.qkv_to_windows(qkv, weights.norm_q, weights.norm_k, transformer.eps, window_grid,
-                               transformer.num_heads, place, state.ring);
+                               transformer.num_heads, place, cache);
         qkv = Tensor();
         const BlockMask mask = pass.injected_masks != nullptr
                                    ? ops.block_mask_from((*pass.injected_masks)[index])
-                                   : ops.select_blocks(queries, state.ring, window_grid,
+                                   : ops.select_blocks(queries, cache, window_grid,
                                                        transformer.num_heads, place, selection);
         if (pass.chosen_masks != nullptr) pass.chosen_masks->push_back(ops.to_host(mask.mask));
-        return ops.block_sparse_attention(queries, state.ring, mask, window_grid,
-                                          transformer.num_heads, place);
+        return ops.block_sparse_attention(queries, cache, mask, window_grid, transformer.num_heads,
+                                          place);
       },
       pass.probe);
   return ops.unpatchify(head, grid, noise.dtype());

@@ -36,27 +36,30 @@ struct SparseSrDitConfig {
   /// kInvalidArgument naming the field.
   [[nodiscard]] Status validate() const;
   /// Pairs kept per head and query temporal block for a group on `grid`; at least one more is.
-  [[nodiscard]] int64_t top_k(const WindowGrid& grid) const;
+  /// `factor` multiplies top_k_ratio.
+  [[nodiscard]] int64_t top_k(const WindowGrid& grid, double factor = 1.0) const;
 };
 
 /// The window cache of all layers and how far the stream is.
 ///
-/// One ring serves every layer. Layer i keeps its cached temporal blocks `kv_len` slots below those
-/// of layer i - 1 and writes the new ones right after them: into slots that layer i - 1, which is
-/// done by then, has just let go of. So the ring needs room for one group beside what is kept, not
-/// for one group a layer, and nothing is ever copied.
+/// On request one ring serves every layer. Layer i keeps its cached temporal blocks `kv_len` slots
+/// below those of layer i - 1 and writes the new ones right after them: into slots that layer i -
+/// 1, which is done by then, has just let go of. So the ring needs room for one group beside what
+/// is kept, not for one group a layer, and nothing is ever copied.
 struct SparseSrState {
-  WindowCache ring;
-  std::vector<GroupPlace> places;  // of the group that begin() saw last, one a layer
-  TokenGrid frame;                 // one latent frame
-  int64_t kv_len = 0;              // most cached temporal blocks of a layer
-  int64_t group_blocks = 0;        // most temporal blocks of a group
-  int64_t cached_blocks = 0;       // visible blocks of earlier groups
-  int64_t first_slot = 0;          // slot of the oldest of them in layer 0
-  int64_t frames_seen = 0;         // latent frames super-resolved, the rotary offset
+  std::vector<WindowCache> caches;  // one a layer, or the one ring
+  std::vector<GroupPlace> places;   // of the group that begin() saw last, one a layer
+  TokenGrid frame;                  // one latent frame
+  int64_t kv_len = 0;               // most cached temporal blocks of a layer
+  int64_t group_blocks = 0;         // most temporal blocks of a group
+  int64_t cached_blocks = 0;        // visible blocks of earlier groups
+  int64_t first_slot = 0;           // slot of the oldest of them in layer 0
+  int64_t frames_seen = 0;          // latent frames super-resolved, the rotary offset
 
+  [[nodiscard]] bool one_ring() const { return caches.size() < places.size(); }
+  /// Slots of a cache.
   [[nodiscard]] int64_t capacity_blocks() const {
-    return static_cast<int64_t>(places.size()) * kv_len + group_blocks;
+    return (one_ring() ? static_cast<int64_t>(places.size()) : 1) * kv_len + group_blocks;
   }
   /// A new stream; the memory stays.
   void reset();
@@ -65,7 +68,8 @@ struct SparseSrState {
 struct SparseSrPass {
   const TimeModulation* time = nullptr;
   const TextKv* text = nullptr;
-  int64_t kv_len = 3;  // temporal blocks that the next group may see
+  int64_t kv_len = 3;         // temporal blocks that the next group may see
+  double ratio_factor = 1.0;  // on top_k_ratio, for training at several budgets
   /// Replaces the chosen masks, one per layer: u8 [batch, heads, query_blocks, key_blocks].
   const std::vector<Tensor>* injected_masks = nullptr;
   /// Receives the mask of every layer when not null.
@@ -82,9 +86,12 @@ class SparseSrDit {
   [[nodiscard]] WindowGrid windows(const TokenGrid& grid) const { return {grid, config_.window}; }
 
   /// Cache memory for groups of at most `group_frames` latent frames with patch grid
-  /// height x width, and at most `kv_len` cached temporal blocks.
+  /// height x width, and at most `kv_len` cached temporal blocks. One ring for all layers takes
+  /// least; an executor that differentiates, and so copies what it writes into, wants a cache a
+  /// layer.
   [[nodiscard]] SparseSrState make_state(Executor& ops, int64_t batch, int64_t height,
-                                         int64_t width, int64_t group_frames, int64_t kv_len) const;
+                                         int64_t width, int64_t group_frames, int64_t kv_len,
+                                         bool one_ring = true) const;
 
   /// One group: noise and condition [batch, f, h, w, 16] each -> flow prediction of that shape and
   /// dtype. Advances the state: begin(), forward() and commit() in one.

@@ -15,8 +15,12 @@ namespace ultraflash {
 
 template <>
 struct EnumNames<TrainStage> {
-  static constexpr const char* kNames[] = {"autoencoder", "flow_matching", "causal", "ode",
-                                           "self_forcing"};
+  static constexpr const char* kNames[] = {"autoencoder",  "flow_matching", "causal", "ode",
+                                           "self_forcing", "upsampler",     "sr",     "sr_sparse"};
+};
+template <>
+struct EnumNames<ResizeFilter> {
+  static constexpr const char* kNames[] = {"area", "bilinear", "bicubic"};
 };
 template <>
 struct EnumNames<OptimizerRule> {
@@ -111,6 +115,17 @@ Status TrainConfig::validate() const {
         "autoencoder: frames and eval_frames are multiples of 4, data_scales a list of "
         "numbers from 1 to 8, crops_per_clip at least 1");
   }
+  if (!(autoencoder.object_crops >= 0.0 && autoencoder.object_crops <= 1.0)) {
+    return invalid("autoencoder.object_crops lies in [0, 1]");
+  }
+  if (!(autoencoder.detail >= 0.0) || !(autoencoder.teacher >= 0.0) ||
+      !(autoencoder.upsampled_share >= 0.0 && autoencoder.upsampled_share <= 1.0) ||
+      (autoencoder.scale == 1 &&
+       (autoencoder.teacher > 0.0 || autoencoder.upsampled_share > 0.0))) {
+    return invalid(
+        "autoencoder: teacher and upsampled_share are for decoders above scale 1; they are not "
+        "negative, and the share is at most 1");
+  }
   if (batch % autoencoder.crops_per_clip != 0) {
     return invalid("autoencoder.crops_per_clip must divide batch");
   }
@@ -146,6 +161,45 @@ Status TrainConfig::validate() const {
       !(self_forcing.discriminator_lr_ratio >= 0.0)) {
     return invalid(
         "self_forcing: weights are not negative, and gan_r1_sigma and gan_r2_sigma positive");
+  }
+  const auto share = [](double x) { return x >= 0.0 && x <= 1.0; };
+  const bool pairs =
+      stage == TrainStage::kUpsampler || stage == TrainStage::kSr || stage == TrainStage::kSrSparse;
+  if (cascade.scales.empty() || cascade.frames < 1 || cascade.eval_clips < 0 ||
+      cascade.eval_frames < 1 || (pairs && cascade.frames > bank.latent_frames)) {
+    return invalid(
+        "cascade: scales is a list of the recipe's scales, frames lies in 1 to "
+        "bank.latent_frames, eval_frames is at least 1");
+  }
+  if (!(upsampler.eps > 0.0) || !(upsampler.temporal >= 0.0) || !(upsampler.pool >= 0.0) ||
+      !(upsampler.picture >= 0.0) || upsampler.picture_frames < 1 || upsampler.picture_clips < 1 ||
+      !share(upsampler.degraded_share)) {
+    return invalid(
+        "upsampler: eps and picture_frames are positive, weights are not negative, shares lie in "
+        "[0, 1]");
+  }
+  if (!share(degrade.share) || !(degrade.amplitude > 0.0)) {
+    return invalid("degrade: share lies in [0, 1], amplitude is positive");
+  }
+  if (!share(sr.condition_noise) || !share(sr.condition_dropout) || !share(sr.start_share) ||
+      !share(sr.guided_share) ||
+      !(sr.guided_low >= 0.0 && sr.guided_low <= sr.guided_high && sr.guided_high <= 1.0)) {
+    return invalid("sr: shares, noise and sigmas lie in [0, 1], guided_low <= guided_high");
+  }
+  const SrSparseConfig& s = sr_sparse;
+  const auto fits = [&](int64_t frames) {
+    return frames >= 1 && (stage != TrainStage::kSrSparse || 2 * frames <= bank.latent_frames);
+  };
+  if (s.group_frames.empty() || !std::all_of(s.group_frames.begin(), s.group_frames.end(), fits) ||
+      !share(s.adaptation) || !share(s.stream_share) || s.max_kv_len < 1 ||
+      !(s.least_ratio > 0.0 && s.least_ratio <= s.most_ratio) || !(s.latent >= 0.0) ||
+      !(s.picture >= 0.0) || !(s.dmd >= 0.0) || s.picture_frames < 1 || s.picture_clips < 1 ||
+      !(s.timestep_shift > 0.0) || s.critic_per_student < 1 ||
+      !(s.min_sigma > 0.0 && s.min_sigma < s.max_sigma && s.max_sigma <= 1.0)) {
+    return invalid(
+        "sr_sparse: two groups of any of group_frames fit bank.latent_frames; shares lie in [0, "
+        "1], weights are not negative, 0 < least_ratio <= most_ratio, 0 < min_sigma < max_sigma "
+        "<= 1");
   }
   return {};
 }

@@ -11,13 +11,23 @@
 
 namespace ultraflash {
 
-enum class TrainStage : uint8_t { kAutoencoder, kFlowMatching, kCausal, kOde, kSelfForcing };
+enum class TrainStage : uint8_t {
+  kAutoencoder,
+  kFlowMatching,
+  kCausal,
+  kOde,
+  kSelfForcing,
+  kUpsampler,
+  kSr,
+  kSrSparse,
+};
 enum class OptimizerRule : uint8_t { kAdamW, kMuon };
 enum class LrSchedule : uint8_t { kConstant, kCosine };
 enum class ComputeType : uint8_t { kF32, kBF16 };
 enum class Recompute : uint8_t { kNone, kBlocks };
 enum class CausalMode : uint8_t { kDiffusionForcing, kTeacherForcing };
 enum class DistillationLoss : uint8_t { kDmd, kSid, kGan };
+enum class ResizeFilter : uint8_t { kArea, kBilinear, kBicubic };
 
 struct OptimizerConfig {
   OptimizerRule rule = OptimizerRule::kAdamW;
@@ -94,7 +104,14 @@ struct InitConfig {
   std::string text_encoder;
   std::string generator;
   std::string real_score;  // self-forcing: frozen teacher, and the start of the fake score
-  std::string tokenizer;   // spiece.model; empty: that of the shipped models
+  /// Decoder of the scales above 1, with its encoder where the recipe has one there; without it the
+  /// autoencoder of scale 1 serves all.
+  std::string decoder;
+  std::string upsampler;  // "{scale}" in it stands for the number: "out/train/upsampler_{scale}x"
+  /// Super-resolution transformer. Without it one begins as the generator of `generator`: its first
+  /// blocks, and a patch embedding that does not see the condition yet.
+  std::string refiner;
+  std::string tokenizer;  // spiece.model; empty: that of the shipped models
   /// Embeddings of all captions, made ahead with `ultraflash train --write-embeddings`; "random"
   /// for trials. The text encoder is then neither loaded nor trained.
   std::string text_embeddings;
@@ -105,6 +122,9 @@ struct InitConfig {
     visit("text_encoder", text_encoder);
     visit("generator", generator);
     visit("real_score", real_score);
+    visit("decoder", decoder);
+    visit("upsampler", upsampler);
+    visit("refiner", refiner);
     visit("tokenizer", tokenizer);
     visit("text_embeddings", text_embeddings);
   }
@@ -118,14 +138,21 @@ struct AutoencoderConfig {
   std::vector<int64_t> data_scales = {1, 2, 3};
   int64_t frames = 16;         // of a clip, a multiple of 4
   int64_t crops_per_clip = 1;  // at scales above 1
+  double object_crops = 0.0;   // share of those crops that are around an object of a scene
   double l1 = 1.0;             // weights of the losses
   double mse = 4.0;
-  double gradient = 0.5;        // L1 of spatial differences
+  double gradient = 0.5;  // L1 of spatial differences
+  /// More weight on errors where the truth has detail: 1 + detail times its local slope over the
+  /// mean one.
+  double detail = 0.0;
   double temporal = 0.25;       // L1 of differences between frames
   double latent_kl = 0.01;      // of each latent channel's mean and variance to a unit normal
   double latent_noise = 0.05;   // deviation of noise added to latents before decoding
   bool freeze_encoder = false;  // only the decoder learns: what was trained on the latents stays
-  int64_t eval_clips = 8;       // unseen clips measured at each scale
+  // Above scale 1 (ultra-flash-training 3.2):
+  double teacher = 0.0;          // L1 to what the autoencoder of scale 1 shows
+  double upsampled_share = 0.0;  // of the batches, from small clips through init.upsampler
+  int64_t eval_clips = 8;        // unseen clips measured at each scale
   int64_t eval_frames = 24;
 
   template <typename Visitor>
@@ -134,13 +161,17 @@ struct AutoencoderConfig {
     visit("data_scales", data_scales);
     visit("frames", frames);
     visit("crops_per_clip", crops_per_clip);
+    visit("object_crops", object_crops);
     visit("l1", l1);
     visit("mse", mse);
     visit("gradient", gradient);
+    visit("detail", detail);
     visit("temporal", temporal);
     visit("latent_kl", latent_kl);
     visit("latent_noise", latent_noise);
     visit("freeze_encoder", freeze_encoder);
+    visit("teacher", teacher);
+    visit("upsampled_share", upsampled_share);
     visit("eval_clips", eval_clips);
     visit("eval_frames", eval_frames);
   }
@@ -274,6 +305,126 @@ struct SelfForcingConfig {
   }
 };
 
+/// Pairs of latents, of a clip at the base size and enlarged: data of the stages above the
+/// generator.
+struct CascadeConfig {
+  std::vector<int64_t> scales = {2, 3};           // of the recipe, one per step in turn
+  int64_t frames = 6;                             // latent frames of a training window
+  ResizeFilter downsample = ResizeFilter::kArea;  // that makes the base size
+  int64_t eval_clips = 16;                        // held-out clips, measured at each scale
+  int64_t eval_frames = 6;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("scales", scales);
+    visit("frames", frames);
+    visit("downsample", downsample);
+    visit("eval_clips", eval_clips);
+    visit("eval_frames", eval_frames);
+  }
+};
+
+/// Damage to the small clip, as that which generators do: ultra-flash-training 2.4.
+struct DegradeConfig {
+  double share = 0.0;      // of the clips that are damaged; the others are made small alone
+  double amplitude = 1.0;  // of movements and blurs in pixels, flicker and noise
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("share", share);
+    visit("amplitude", amplitude);
+  }
+};
+
+/// ultra-flash-training 3.1.
+struct UpsamplerConfig {
+  double eps = 1e-3;            // of the Charbonnier distance
+  double temporal = 0.1;        // L1 of differences between latent frames
+  double pool = 0.2;            // L1 between averages over scale x scale and the input
+  double picture = 0.1;         // L1 of decoded pictures and of their differences to neighbours
+  double picture_after = 0.5;   // from this part of the run on
+  int64_t picture_frames = 2;   // latent frames that are decoded
+  int64_t picture_clips = 8;    // of a batch
+  double degraded_share = 0.3;  // of the batches, from damaged small clips (see DegradeConfig)
+  double degraded_after = 0.5;  // from this part of the run on
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("eps", eps);
+    visit("temporal", temporal);
+    visit("pool", pool);
+    visit("picture", picture);
+    visit("picture_after", picture_after);
+    visit("picture_frames", picture_frames);
+    visit("picture_clips", picture_clips);
+    visit("degraded_share", degraded_share);
+    visit("degraded_after", degraded_after);
+  }
+};
+
+/// ultra-flash-training 2.3. Noise levels, text dropout and sampling are those of FlowConfig.
+struct SuperResolutionConfig {
+  double condition_noise = 0.3;     // largest part of noise in the condition
+  double condition_dropout = 0.05;  // of samples, without condition
+  double start_share = 0.1;         // of samples, at sigma 1, where the one-step student works
+  /// Of steps: the small latents partly noised and denoised by init.generator, as a generator's are
+  /// (P7 of section 2.4). One that was distilled knows only the levels of its step list.
+  double guided_share = 0.0;
+  double guided_low = 0.15;  // sigmas of that noise
+  double guided_high = 0.5;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("condition_noise", condition_noise);
+    visit("condition_dropout", condition_dropout);
+    visit("start_share", start_share);
+    visit("guided_share", guided_share);
+    visit("guided_low", guided_low);
+    visit("guided_high", guided_high);
+  }
+};
+
+/// ultra-flash-training section 4: first the flow of the sparse network, then its one step.
+struct SrSparseConfig {
+  double adaptation = 0.3;                     // part of the run with the flow loss alone
+  std::vector<int64_t> group_frames = {4, 6};  // latent frames of a forward, drawn per step
+  double stream_share = 0.25;  // of the steps, with the keys and values of a group before
+  int64_t max_kv_len = 3;      // temporal blocks of that group, 1 to this
+  double least_ratio = 0.75;   // factors on the recipe's top_k_ratio
+  double most_ratio = 1.5;
+  double latent = 1.0;         // weights of the student's losses: squared error of latents,
+  double picture = 0.5;        // L1 of decoded pictures and of their differences to neighbours,
+  double dmd = 0.0;            // distribution matching against init.real_score
+  int64_t picture_frames = 2;  // latent frames that are decoded
+  int64_t picture_clips = 8;   // of a batch
+  // Of distribution matching.
+  double guidance = 3.0;  // alpha: r_u + alpha (r_c - r_u)
+  double timestep_shift = 5.0;
+  double min_sigma = 0.02;
+  double max_sigma = 0.98;
+  int64_t critic_per_student = 5;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("adaptation", adaptation);
+    visit("group_frames", group_frames);
+    visit("stream_share", stream_share);
+    visit("max_kv_len", max_kv_len);
+    visit("least_ratio", least_ratio);
+    visit("most_ratio", most_ratio);
+    visit("latent", latent);
+    visit("picture", picture);
+    visit("dmd", dmd);
+    visit("picture_frames", picture_frames);
+    visit("picture_clips", picture_clips);
+    visit("guidance", guidance);
+    visit("timestep_shift", timestep_shift);
+    visit("min_sigma", min_sigma);
+    visit("max_sigma", max_sigma);
+    visit("critic_per_student", critic_per_student);
+  }
+};
+
 /// Measuring clips drawn for held-out captions while training goes on, as `ultraflash eval` does
 /// with files.
 struct EvaluateConfig {
@@ -320,6 +471,11 @@ struct TrainConfig {
   CausalConfig causal;
   OdeConfig ode;
   SelfForcingConfig self_forcing;
+  CascadeConfig cascade;
+  DegradeConfig degrade;
+  UpsamplerConfig upsampler;
+  SuperResolutionConfig sr;
+  SrSparseConfig sr_sparse;
   EvaluateConfig evaluate;
 
   template <typename Visitor>
@@ -348,6 +504,11 @@ struct TrainConfig {
     visit("causal", causal);
     visit("ode", ode);
     visit("self_forcing", self_forcing);
+    visit("cascade", cascade);
+    visit("degrade", degrade);
+    visit("upsampler", upsampler);
+    visit("sr", sr);
+    visit("sr_sparse", sr_sparse);
     visit("evaluate", evaluate);
   }
 

@@ -105,6 +105,28 @@ at::Tensor add_noise(const at::Tensor& x, const at::Tensor& noise, const at::Ten
   return at::lerp(x, noise, sigma);
 }
 
+at::Tensor renoised(const TrainContext& context, const GeneratorNetwork& network,
+                    const at::Tensor& latents, std::span<const double> sigmas,
+                    const Tensor& embeddings) {
+  const at::NoGradGuard no_grad;
+  const int64_t frames = latents.size(1);
+  const int64_t chunk = context.recipe.generator.frames_per_chunk;
+  const int64_t missing = (chunk - frames % chunk) % chunk;
+  at::Tensor z = latents;
+  if (missing > 0) {
+    z = at::cat({z, z.narrow(1, frames - 1, 1).expand({-1, missing, -1, -1, -1})}, 1);
+  }
+  const at::Tensor sigma = sigma_tensor(context, sigmas, z.size(0));
+  const at::Tensor x = add_noise(z, at::randn_like(z), sigma);
+  std::vector<double> per_frame;
+  for (const double s : sigmas) {
+    per_frame.insert(per_frame.end(), static_cast<size_t>(frames + missing), s);
+  }
+  const at::Tensor v =
+      network.chunk_causal(context, x, per_frame, network.text(context, embeddings));
+  return (x - sigma * v).narrow(1, 0, frames);
+}
+
 at::Tensor sample_bidirectional(const TrainContext& context, const GeneratorNetwork& network,
                                 const at::Tensor& noise, const TextKv& text, const TextKv& empty,
                                 int64_t steps, double shift, double guidance,

@@ -96,6 +96,12 @@ class StepRandom {
   uint64_t counter_ = 0;
 };
 
+/// Latents f32 [batch, frames, h, w, c] noised to one sigma a sample, and the causal network's
+/// estimate of what they were: they come to look as the network's own do. Any number of frames.
+at::Tensor renoised(const TrainContext& context, const GeneratorNetwork& network,
+                    const at::Tensor& latents, std::span<const double> sigmas,
+                    const Tensor& embeddings);
+
 /// Euler steps of the bidirectional flow from noise at sigma 1 to 0 with guidance
 /// v_u + g (v_c - v_u); `states` receives the latents before each step listed in `keep`.
 at::Tensor sample_bidirectional(const TrainContext& context, const GeneratorNetwork& network,

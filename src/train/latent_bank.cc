@@ -42,6 +42,29 @@ Result<FrozenAutoencoder> FrozenAutoencoder::open(const TrainContext& context) {
   return result;
 }
 
+Result<FrozenAutoencoder> FrozenAutoencoder::open_large(const TrainContext& context, int64_t scale,
+                                                        const FrozenAutoencoder& base) {
+  const std::string& init = context.config.init.decoder;
+  const CascadeSpec* cascade = context.recipe.cascade(scale);
+  if (init.empty() || context.config.data.source == "random") return base;
+  if (cascade == nullptr || cascade->decoder.kind != DecoderKind::kTiny) {
+    return make_status(StatusCode::kInvalidArgument, "recipe '{}' has no tiny decoder at scale {}",
+                       context.recipe.name, scale);
+  }
+  const DecoderSpec& spec = cascade->decoder;
+  FrozenAutoencoder result;
+  result.parameters = std::make_shared<ParameterSet>(context.device, /*trainable=*/false);
+  result.encoder = base.encoder;
+  UF_TRY(bind_network(
+      context, *result.parameters, init, spec.checkpoint, {"encoder."}, [&](Loader loader) {
+        if (spec.tiny_encoder) {
+          result.encoder = TinyEncoder::bind(loader, *spec.tiny_encoder, spec.tiny.memory_init);
+        }
+        result.decoder = TinyDecoder::bind(loader, spec.tiny);
+      }));
+  return result;
+}
+
 at::Tensor FrozenAutoencoder::encode(const TrainContext& context, const at::Tensor& clips) const {
   const at::NoGradGuard no_grad;
   if (vae) {
@@ -75,7 +98,9 @@ at::Tensor FrozenAutoencoder::decode(const TrainContext& context, const at::Tens
       continue;
     }
     DecoderState state;
-    const at::Tensor y = to_torch(decoder.run(context.ops(), from_torch(z), state)).to(at::kFloat);
+    at::Tensor y = to_torch(decoder.run(context.ops(), from_torch(z), state)).to(at::kFloat);
+    const auto low = static_cast<double>(decoder.config().output_low());
+    if (low != 0.0) y = (y - low) / (1.0 - low);
     pictures.push_back(
         (y.narrow(1, trim, y.size(1) - trim) * 255.0).clamp_(0.0, 255.0).to(at::kCPU, at::kByte));
   }
@@ -85,7 +110,8 @@ at::Tensor FrozenAutoencoder::decode(const TrainContext& context, const at::Tens
 namespace {
 
 // Memory for clips as `clips` has them.
-at::Tensor raw_clips(const TrainContext& context, const TrainingClips& clips, int64_t count) {
+at::Tensor raw_clips(const TrainContext& context, const TrainingClips& clips, int64_t count,
+                     int64_t scale) {
   const int64_t frames = context.config.bank.latent_frames;
   const GeneratorSpec& spec = context.recipe.generator;
   const auto pinned = [&](at::ScalarType type) {
@@ -95,26 +121,27 @@ at::Tensor raw_clips(const TrainContext& context, const TrainingClips& clips, in
     return at::empty({count, frames, spec.latent_height, spec.latent_width, spec.network.out_dim},
                      pinned(at::kFloat));
   }
-  return at::empty(
-      {count, pictures_of(context.recipe, frames), context.height(), context.width(), 3},
-      pinned(at::kByte));
+  return at::empty({count, pictures_of(context.recipe, frames), context.height() * scale,
+                    context.width() * scale, 3},
+                   pinned(at::kByte));
 }
 
-ClipWindow whole_window(const TrainContext& context) {
+ClipWindow whole_window(const TrainContext& context, int64_t scale) {
   ClipWindow window;
+  window.scale = scale;
   window.frames = pictures_of(context.recipe, context.config.bank.latent_frames);
-  window.width = context.width();
-  window.height = context.height();
+  window.width = context.width() * scale;
+  window.height = context.height() * scale;
   return window;
 }
 
 void read_clip(const TrainContext& context, const TrainingClips& clips, int64_t index,
-               const at::Tensor& out) {
+               int64_t scale, const at::Tensor& out) {
   if (clips.encoded()) {
     clips.latents(index, out.size(0), out.mutable_data_ptr<float>());
     return;
   }
-  const ClipWindow window = whole_window(context);
+  const ClipWindow window = whole_window(context, scale);
   clips.render(index, window, out.mutable_data_ptr<uint8_t>());
 }
 
@@ -128,32 +155,43 @@ at::Tensor encoded(const TrainContext& context, const FrozenAutoencoder& autoenc
 
 at::Tensor latents_of(const TrainContext& context, const FrozenAutoencoder& autoencoder,
                       const TrainingClips& clips, int64_t count) {
-  const at::Tensor raw = raw_clips(context, clips, count);
-  for (int64_t i = 0; i < count; ++i) read_clip(context, clips, i, raw.select(0, i));
+  const at::Tensor raw = raw_clips(context, clips, count, /*scale=*/1);
+  for (int64_t i = 0; i < count; ++i) read_clip(context, clips, i, /*scale=*/1, raw.select(0, i));
   return encoded(context, autoencoder, clips, raw);
 }
 
 LatentBank::LatentBank(const TrainContext& context, const FrozenAutoencoder& autoencoder,
                        const TrainingClips& clips, const CaptionTokenizer& tokenizer)
-    : context_(context), autoencoder_(autoencoder), clips_(clips), tokenizer_(tokenizer) {
+    : LatentBank(context, clips, tokenizer, /*scale=*/1,
+                 [&](const at::Tensor& raw, int64_t /*group*/) {
+                   return std::vector{encoded(context, autoencoder, clips, raw)};
+                 }) {}
+
+LatentBank::LatentBank(const TrainContext& context, const TrainingClips& clips,
+                       const CaptionTokenizer& tokenizer, int64_t scale, Encode encode)
+    : context_(context),
+      clips_(clips),
+      tokenizer_(tokenizer),
+      scale_(scale),
+      encode_(std::move(encode)) {
   const BankConfig& c = context.config.bank;
   group_clips_ = std::min(c.encode_batch, c.clips);
   groups_ = c.clips / group_clips_;
-  drawn_ = draws_on_device(context, clips, whole_window(context).frames);
+  drawn_ = draws_on_device(context, clips, whole_window(context, scale).frames);
   period_ = c.refresh > 0 ? std::max<int64_t>(1, group_clips_ / c.refresh) : 0;
 }
 
 LatentBank::Group LatentBank::render(int64_t group) const {
   const BankConfig& c = context_.config.bank;
   Group result;
-  result.clips =
-      drawn_ ? make_scene_rows(context_, group_clips_) : raw_clips(context_, clips_, group_clips_);
+  result.clips = drawn_ ? make_scene_rows(context_, group_clips_)
+                        : raw_clips(context_, clips_, group_clips_, scale_);
   for (int64_t i = 0; i < group_clips_; ++i) {
     const int64_t index = (group * context_.ranks() + context_.rank()) * group_clips_ + i;
     if (drawn_) {
-      prepare_scene_row(clips_, index, whole_window(context_), result.clips, i);
+      prepare_scene_row(clips_, index, whole_window(context_, scale_), result.clips, i);
     } else {
-      read_clip(context_, clips_, index, result.clips.select(0, i));
+      read_clip(context_, clips_, index, scale_, result.clips.select(0, i));
     }
     for (int64_t variant = 0; variant < c.captions; ++variant) {
       result.captions.push_back(
@@ -165,18 +203,21 @@ LatentBank::Group LatentBank::render(int64_t group) const {
 
 void LatentBank::take() {
   Group group = rendered_->next();
-  const at::Tensor latents =
-      drawn_ ? autoencoder_.encode(context_,
-                                   draw_scenes(context_, group.clips, {whole_window(context_)}))
-             : encoded(context_, autoencoder_, clips_, group.clips);
-  if (!latents_.defined()) {
-    std::vector<int64_t> sizes = latents.sizes().vec();
-    sizes[0] = size();
-    latents_ = at::empty(sizes, latents.options().dtype(at::kBFloat16));
+  const std::vector<at::Tensor> latents = encode_(
+      drawn_ ? draw_scenes(context_, group.clips, {whole_window(context_, scale_)}) : group.clips,
+      next_group_);
+  if (latents_.empty()) {
+    for (const at::Tensor& form : latents) {
+      std::vector<int64_t> sizes = form.sizes().vec();
+      sizes[0] = size();
+      latents_.push_back(at::empty(sizes, form.options().dtype(at::kBFloat16)));
+    }
     captions_.resize(static_cast<size_t>(size() * context_.config.bank.captions));
   }
   const int64_t place = next_group_ % groups_ * group_clips_;
-  latents_.narrow(0, place, group_clips_).copy_(latents);
+  for (size_t i = 0; i < latents.size(); ++i) {
+    latents_[i].narrow(0, place, group_clips_).copy_(latents[i]);
+  }
   std::move(group.captions.begin(), group.captions.end(),
             captions_.begin() + place * context_.config.bank.captions);
   ++next_group_;
@@ -196,7 +237,8 @@ void LatentBank::advance(int64_t step) {
   if (period_ > 0 && step > first_step_ && step % period_ == 0) take();
 }
 
-LatentBatch LatentBank::sample(int64_t step, int64_t count, double dropout, int64_t purpose) const {
+LatentBatch LatentBank::sample(int64_t step, int64_t count, double dropout, int64_t purpose,
+                               FrameRange frames) const {
   const int64_t captions = context_.config.bank.captions;
   const uint64_t key =
       (static_cast<uint64_t>(context_.config.seed) ^ kSampleSeed) + context_.rank_seed();
@@ -213,8 +255,14 @@ LatentBatch LatentBank::sample(int64_t step, int64_t count, double dropout, int6
     rows.push_back(dropped ? &tokenizer_.empty()
                            : &captions_[static_cast<size_t>(place * captions + variant)]);
   }
-  return {latents_.index_select(0, places.to(context_.device)).to(at::kFloat),
-          CaptionTokenizer::batch(rows)};
+  const at::Tensor chosen = places.to(context_.device);
+  const auto rows_of = [&](const at::Tensor& form) {
+    const int64_t length = frames.count > 0 ? frames.count : form.size(1) - frames.first;
+    return form.narrow(1, frames.first, length).index_select(0, chosen).to(at::kFloat);
+  };
+  LatentBatch batch{rows_of(latents_[0]), CaptionTokenizer::batch(rows), {}};
+  for (size_t i = 1; i < latents_.size(); ++i) batch.others.push_back(rows_of(latents_[i]));
+  return batch;
 }
 
 }  // namespace ultraflash

@@ -1,11 +1,13 @@
 // LatentBank: clips of the data, encoded by a frozen encoder and kept on the device in bf16, with
 // their captions' token ids. A ring: every few steps a group of clips replaces the oldest. What it
-// holds depends on the step alone, so a run that starts again continues with the same clips.
+// holds depends on the step alone, so a run that starts again continues with the same clips. A bank
+// may keep several latents of a clip, such as those of its small and its large form.
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -29,6 +31,10 @@ struct FrozenAutoencoder {
   std::optional<WanVae> vae;  // instead of the two
 
   static Result<FrozenAutoencoder> open(const TrainContext& context);
+  /// That of a scale above 1, from init.decoder: its own decoder, and its own encoder where the
+  /// recipe has one, else the encoder of `base`. `base` itself where init.decoder is empty.
+  static Result<FrozenAutoencoder> open_large(const TrainContext& context, int64_t scale,
+                                              const FrozenAutoencoder& base);
   /// u8 [batch, pictures_of(frames), height, width, 3] on any device -> f32
   /// [batch, frames, h, w, c].
   [[nodiscard]] at::Tensor encode(const TrainContext& context, const at::Tensor& clips) const;
@@ -43,12 +49,24 @@ at::Tensor latents_of(const TrainContext& context, const FrozenAutoencoder& auto
 struct LatentBatch {
   at::Tensor latents;  // f32 [batch, latent_frames, h, w, c]
   TokenBatch tokens;
+  std::vector<at::Tensor> others;  // where the bank keeps more than one form of a clip
+};
+
+struct FrameRange {
+  int64_t first = 0;
+  int64_t count = 0;  // 0: to the end
 };
 
 class LatentBank {
  public:
   LatentBank(const TrainContext& context, const FrozenAutoencoder& autoencoder,
              const TrainingClips& clips, const CaptionTokenizer& tokenizer);
+  /// Pictures u8 [n, frames, height, width, 3] of group `group` (latents f32 where the clips are
+  /// latents) -> what the bank keeps of them, each [n, latent_frames, h, w, c].
+  using Encode = std::function<std::vector<at::Tensor>(const at::Tensor& clips, int64_t group)>;
+  /// Of pictures of `scale` times the base size.
+  LatentBank(const TrainContext& context, const TrainingClips& clips,
+             const CaptionTokenizer& tokenizer, int64_t scale, Encode encode);
 
   /// Encodes what the bank holds at `first_step`.
   void fill(int64_t first_step);
@@ -56,8 +74,8 @@ class LatentBank {
   void advance(int64_t step);
   /// `count` clips with one of their captions each; with probability `dropout` the empty caption.
   /// `purpose` tells apart several draws of one step.
-  [[nodiscard]] LatentBatch sample(int64_t step, int64_t count, double dropout,
-                                   int64_t purpose = 0) const;
+  [[nodiscard]] LatentBatch sample(int64_t step, int64_t count, double dropout, int64_t purpose = 0,
+                                   FrameRange frames = {}) const;
   [[nodiscard]] int64_t size() const { return groups_ * group_clips_; }
 
  private:
@@ -70,16 +88,17 @@ class LatentBank {
   void take();
 
   const TrainContext& context_;
-  const FrozenAutoencoder& autoencoder_;
   const TrainingClips& clips_;
   const CaptionTokenizer& tokenizer_;
+  int64_t scale_;
+  Encode encode_;
   int64_t group_clips_;
   int64_t groups_;  // in the bank
   bool drawn_;      // on the device, from scenes
   int64_t period_;  // steps between groups; 0: never
   int64_t next_group_ = 0;
   int64_t first_step_ = 0;
-  at::Tensor latents_;  // bf16 [size, latent_frames, h, w, c]
+  std::vector<at::Tensor> latents_;  // bf16 [size, latent_frames, h, w, c]
   std::vector<TokenRow> captions_;
   std::unique_ptr<Prefetcher<Group>> rendered_;  // last: its threads use the above
 };

@@ -50,19 +50,23 @@ at::Tensor Objective::sample(const at::Tensor& /*noise*/, const TokenBatch& /*to
   throw_error(StatusCode::kInternal, "a stage that draws no clips was asked for some");
 }
 
-Result<std::filesystem::path> publish_set(const TrainContext& context, const TrainedSet& set,
-                                          const CheckpointSpec& spec, DType dtype,
-                                          const std::filesystem::path& out) {
-  // Under the first of the recipe's names that says what it is.
-  const auto named =
-      std::find_if(spec.files.begin(), spec.files.end(),
-                   [](const std::string& file) { return file.ends_with(".safetensors"); });
-  const std::filesystem::path path = out / (named != spec.files.end() ? *named : spec.files[0]);
-  UF_TRY(save_parameters(
-      path, set.parameters->names(), set.best(), dtype,
-      {{"format", "pt"},
-       {"source", fmt::format("ultraflash train, {}", stage_name(context.config.stage))}}));
-  return path;
+Result<std::vector<std::filesystem::path>> publish_sets(const TrainContext& context,
+                                                        const std::filesystem::path& out,
+                                                        const std::vector<PublishedSet>& sets) {
+  std::vector<std::filesystem::path> paths;
+  for (const PublishedSet& published : sets) {
+    // Under the first of the recipe's names that says what it is.
+    const std::vector<std::string>& files = published.checkpoint.files;
+    const auto named = std::find_if(files.begin(), files.end(), [](const std::string& file) {
+      return file.ends_with(".safetensors");
+    });
+    paths.push_back(out / (named != files.end() ? *named : files[0]));
+    UF_TRY(save_parameters(
+        paths.back(), published.set.parameters->names(), published.set.best(), published.dtype,
+        {{"format", "pt"},
+         {"source", fmt::format("ultraflash train, {}", stage_name(context.config.stage))}}));
+  }
+  return paths;
 }
 
 void Meter::add(const std::string& name, const at::Tensor& scalar) {
@@ -117,29 +121,6 @@ Result<InitialWeights> InitialWeights::open(const TrainContext& context, const s
   initial.source = std::make_unique<CheckpointSource>(std::move(checkpoint));
   initial.label = path.string();
   return initial;
-}
-
-RgbImage clip_sheet(const at::Tensor& clips, int64_t columns) {
-  const at::Tensor c = clips.contiguous();
-  const int64_t count = c.size(0);
-  const int64_t frames = c.size(1);
-  const int64_t height = c.size(2);
-  const int64_t width = c.size(3);
-  columns = std::min(columns, frames);
-  constexpr int64_t kGap = 4;
-  RgbImage image = RgbImage::black(columns * (width + kGap) - kGap, count * (height + kGap) - kGap);
-  for (int64_t clip = 0; clip < count; ++clip) {
-    for (int64_t column = 0; column < columns; ++column) {
-      const int64_t frame = columns == 1 ? 0 : column * (frames - 1) / (columns - 1);
-      const uint8_t* pixels =
-          c.const_data_ptr<uint8_t>() + (clip * frames + frame) * height * width * 3;
-      for (int64_t y = 0; y < height; ++y) {
-        std::copy_n(pixels + y * width * 3, width * 3,
-                    image.row(clip * (height + kGap) + y) + column * (width + kGap) * 3);
-      }
-    }
-  }
-  return image;
 }
 
 }  // namespace ultraflash

@@ -36,6 +36,7 @@ struct TrainContext {
   std::unique_ptr<Executor> executor;
   at::Device device{at::kCPU};
   DType compute = DType::kBF16;
+  double progress = 0.0;  // part of the run that is done, set before every step
   Logger log;
   std::unique_ptr<DataParallel> parallel;  // null: one rank
 
@@ -106,6 +107,9 @@ Result<std::unique_ptr<Objective>> make_flow_matching_objective(TrainContext& co
 Result<std::unique_ptr<Objective>> make_causal_objective(TrainContext& context);
 Result<std::unique_ptr<Objective>> make_ode_objective(TrainContext& context);
 Result<std::unique_ptr<Objective>> make_self_forcing_objective(TrainContext& context);
+Result<std::unique_ptr<Objective>> make_upsampler_objective(TrainContext& context);
+Result<std::unique_ptr<Objective>> make_sr_objective(TrainContext& context);
+Result<std::unique_ptr<Objective>> make_sr_sparse_objective(TrainContext& context);
 
 /// Binds a network to `set`: from the file or folder `init`, or from random numbers when it is
 /// empty. `unused` lists name prefixes that may stay unread.
@@ -142,13 +146,23 @@ Status bind_network(const TrainContext& context, ParameterSet& set, const std::s
   return binder.finish();
 }
 
-/// Writes the averaged weights of `set` under the recipe's name for them below `out`.
-Result<std::filesystem::path> publish_set(const TrainContext& context, const TrainedSet& set,
-                                          const CheckpointSpec& spec, DType dtype,
-                                          const std::filesystem::path& out);
+/// A trained set and the file that its averaged weights go to.
+struct PublishedSet {
+  const TrainedSet& set;
+  const CheckpointSpec& checkpoint;
+  DType dtype = DType::kBF16;
+};
+/// Writes each set under the recipe's name for it below `out`; the paths, in order.
+Result<std::vector<std::filesystem::path>> publish_sets(const TrainContext& context,
+                                                        const std::filesystem::path& out,
+                                                        const std::vector<PublishedSet>& sets);
 
-/// Clips u8 [n, frames, height, width, 3] on the CPU -> a picture: a row a clip, `columns` of its
-/// frames at equal distances.
-RgbImage clip_sheet(const at::Tensor& clips, int64_t columns);
+/// A stage that is bound to its networks and data.
+template <typename Stage>
+Result<std::unique_ptr<Objective>> open_objective(TrainContext& context) {
+  auto objective = std::make_unique<Stage>(context);
+  UF_TRY(objective->bind());
+  return std::unique_ptr<Objective>(std::move(objective));
+}
 
 }  // namespace ultraflash

@@ -12,6 +12,12 @@ namespace ultraflash {
 Result<RolloutPlan> RolloutPlan::make(const TrainContext& context) {
   const GeneratorSpec& spec = context.recipe.generator;
   const SelfForcingConfig& config = context.config.self_forcing;
+  const int64_t frames = context.config.bank.latent_frames;
+  if (frames % spec.frames_per_chunk != 0) {
+    return make_status(StatusCode::kInvalidArgument,
+                       "bank.latent_frames {} is no multiple of the recipe's chunks of {}", frames,
+                       spec.frames_per_chunk);
+  }
   const FlowMatchSchedule schedule(static_cast<float>(spec.timestep_shift));
   UF_ASSIGN(const std::vector<float> warped, schedule.warp(spec.denoising_steps));
   RolloutPlan plan;

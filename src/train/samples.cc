@@ -11,6 +11,7 @@
 #include "train/eval/measure.h"
 #include "train/eval/score.h"
 #include "train/parallel/data_parallel.h"
+#include "train/pictures.h"
 #include "train/world/caption.h"
 #include "train/world/render.h"
 

@@ -39,6 +39,8 @@ struct TrainOptions {
   /// Writes the text embeddings of all captions of data.source (config.bank.clips of an endless
   /// one) to this file and trains nothing.
   std::filesystem::path write_embeddings;
+  /// Writes a sheet of every degradation (degrade/degrade.h) to `out` and trains nothing.
+  bool degradations = false;
   Logger log;
   /// Returns false to stop: the step in hand is finished and a checkpoint written.
   std::function<bool(const TrainProgress&)> progress;

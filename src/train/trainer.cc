@@ -9,6 +9,7 @@
 #include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
 #include "train/clips.h"
+#include "train/degrade/degrade.h"
 #include "train/journal.h"
 #include "train/objective.h"
 #include "train/parallel/rank_group.h"
@@ -59,6 +60,12 @@ Result<std::unique_ptr<Objective>> make_objective(TrainContext& context) {
       return make_ode_objective(context);
     case TrainStage::kSelfForcing:
       return make_self_forcing_objective(context);
+    case TrainStage::kUpsampler:
+      return make_upsampler_objective(context);
+    case TrainStage::kSr:
+      return make_sr_objective(context);
+    case TrainStage::kSrSparse:
+      return make_sr_sparse_objective(context);
   }
   return make_status(StatusCode::kInternal, "an unknown stage");
 }
@@ -66,8 +73,8 @@ Result<std::unique_ptr<Objective>> make_objective(TrainContext& context) {
 Result<TrainConfig> read_config(const TrainOptions& options) {
   std::vector<std::string> changes;
   if (options.random_weights) {
-    for (const char* field :
-         {"autoencoder", "text_encoder", "generator", "real_score", "tokenizer"}) {
+    for (const char* field : {"autoencoder", "text_encoder", "generator", "real_score", "decoder",
+                              "upsampler", "refiner", "tokenizer"}) {
       changes.push_back(fmt::format("init.{}=", field));
     }
     changes.emplace_back("init.text_embeddings=random");
@@ -80,6 +87,7 @@ Result<TrainConfig> read_config(const TrainOptions& options) {
   if (options.trial) {
     config.flow.sample_clips = 0;
     config.evaluate.captions = 0;
+    config.cascade.eval_clips = 0;
   }
   if (options.steps >= 0) config.steps = options.steps;
   UF_TRY(config.validate());
@@ -130,6 +138,7 @@ class Run {
     Decision now = decide(stop);
     while (!now.stop && !now.time_is_over && counters_.step < config.steps) {
       const double factor = learning_rate_factor(config.optimizer, counters_.step, now.progress);
+      context_.progress = now.progress;
       objective_.step(counters_.step, factor, meter_);
       ++counters_.step;
       const int64_t step = counters_.step;
@@ -384,6 +393,12 @@ Result<TrainSummary> run(const TrainOptions& options, const std::shared_ptr<Rank
   if (!options.write_embeddings.empty()) {
     UF_TRY(write_embeddings(context, options.write_embeddings));
     return TrainSummary{0, true, {options.write_embeddings}, {}};
+  }
+  if (options.degradations) {
+    UF_ASSIGN(const Journal journal, Journal::open(options.out, 0));
+    UF_ASSIGN(const RgbImage sheet, degrade::degradation_sheet(context));
+    UF_TRY(journal.save_picture("degradations", sheet));
+    return TrainSummary{0, true, {}, {}};
   }
   UF_ASSIGN(const std::unique_ptr<Objective> objective, make_objective(context));
   RunCounters counters;

@@ -224,6 +224,69 @@ TEST(Stages, FollowEachOtherAndLoadIntoTheEngine) {
   EXPECT_FALSE(engine->info().random_weights);
 }
 
+// Upsamplers, then the super-resolution transformer that uses them, then its distillation.
+TEST(Stages, AboveTheGeneratorFollowEachOther) {
+  const TrainingFolder folder("cascade");
+  const std::string models = (folder / "models").string();
+  // Few clips, seldom replaced: making them small and encoding them takes longer than the steps.
+  const std::vector<std::string> few = {"bank.clips=4", "bank.encode_batch=2", "bank.refresh=1"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.end(), few.begin(), few.end());
+    return more;
+  };
+  const std::string small = R"("batch": 2, "steps": 18,
+      "optimizer": {"lr": 3e-3, "warmup_steps": 3}, "critic_optimizer": {"lr": 1e-3})";
+  for (const std::string scale : {"2", "3"}) {
+    SCOPED_TRACE("upsampler " + scale);
+    TrainOptions upsampler = folder.stage("upsampler", "models", small);
+    upsampler.set = with({"cascade.scales=[" + scale + "]", "degrade.share=0.5",
+                          "upsampler.picture_clips=1", "upsampler.picture_frames=1"});
+    Losses distance{{}, "distance"};
+    distance.attach(upsampler);
+    run(upsampler);
+    ASSERT_EQ(distance.values.size(), 18U);
+    EXPECT_LT(distance.last_third(), 0.95 * distance.first_third());
+    if (scale == "2") expect_exact_resume(upsampler, folder, 4, 2);
+  }
+  {
+    SCOPED_TRACE("large decoder");
+    TrainOptions decoder = folder.stage("autoencoder", "models", R"("batch": 2, "steps": 8)");
+    decoder.set = {"autoencoder.scale=2",     "autoencoder.data_scales=[2,3]",
+                   "autoencoder.detail=2",    "autoencoder.object_crops=0.5",
+                   "autoencoder.teacher=0.5", "autoencoder.upsampled_share=0.5",
+                   "init.upsampler=" + models};
+    expect_exact_resume(decoder, folder, 4, 2);
+    decoder.out = models;
+    run(decoder);
+    EXPECT_TRUE(std::filesystem::exists(folder / "models/ultra_decoder.safetensors"));
+  }
+  {
+    SCOPED_TRACE("sr");
+    TrainOptions sr = folder.stage("sr", "models", small);
+    sr.set = with({"init.upsampler=" + models, "init.decoder=" + models, "sr.guided_share=0.5"});
+    Losses loss{{}, "loss"};
+    loss.attach(sr);
+    run(sr);
+    ASSERT_EQ(loss.values.size(), 18U);
+    EXPECT_LT(loss.last_third(), 0.97 * loss.first_third());
+    expect_exact_resume(sr, folder, 4, 2);
+  }
+  for (const std::string weight : {"0", "1"}) {
+    SCOPED_TRACE("sr_sparse, dmd " + weight);
+    TrainOptions sparse = folder.stage("sr_sparse", "sparse", small);
+    sparse.set = with({"init.upsampler=" + models, "init.refiner=" + models,
+                       "sr_sparse.group_frames=[2]", "sr_sparse.critic_per_student=2",
+                       "sr_sparse.dmd=" + weight, "sr_sparse.stream_share=0.5",
+                       "sr_sparse.picture_clips=1", "sr_sparse.picture_frames=1"});
+    Losses latent{{}, "latent"};
+    latent.attach(sparse);
+    run(sparse);
+    ASSERT_GE(latent.values.size(), 5U);
+    EXPECT_LT(latent.last_third(), 1.05 * latent.first_third());
+    expect_exact_resume(sparse, folder, 4, 2);
+  }
+}
+
 TEST(Training, SaysWhatIsMissing) {
   const TrainingFolder folder("missing");
   TrainOptions options =

@@ -34,8 +34,9 @@ class TrainingFolder {
         {"scale": 1,
          "decoder": {"kind": "tiny", "tiny": {"layout": "tiny", "widths": [16, 12, 8, 8]},
                      "tiny_encoder": {"latent_channels": 16, "width": 8},
-                     "checkpoint": {"files": ["tiny_autoencoder.safetensors"]}}}]
-    })");
+                     "checkpoint": {"files": ["tiny_autoencoder.safetensors"]}}},
+        )" + enlarged(2) + ", " +
+                             enlarged(3) + "]}");
   }
   TrainingFolder(const TrainingFolder&) = delete;
   TrainingFolder& operator=(const TrainingFolder&) = delete;
@@ -62,7 +63,7 @@ class TrainingFolder {
             "compute": "f32", "log_every": 1, "data": {"workers": 2, "prefetch": 2},
             "autoencoder": {"eval_clips": 0, "frames": 8, "data_scales": [1, 2]},
             "bank": {"clips": 8, "encode_batch": 4, "latent_frames": 6, "refresh": 2},
-            "flow": {"sample_clips": 0},
+            "flow": {"sample_clips": 0}, "cascade": {"eval_clips": 0, "frames": 4},
             "ode": {"teacher_steps": 4, "pairs": 4, "make_batch": 2, "refresh_every": 2})" +
                                                 (more.empty() ? "" : ", " + more) + "}");
     options.out = path_ / out;
@@ -70,6 +71,29 @@ class TrainingFolder {
   }
 
  private:
+  // The cascade of a scale; its transformer is as the generator.
+  static std::string enlarged(int scale) {
+    const std::string s = std::to_string(scale);
+    return R"({"scale": )" + s + R"(,
+         "upsampler": {
+           "network": {"version": 1, "scale": )" +
+           s + R"(, "mid_channels": 8, "num_blocks": 2},
+           "checkpoint": {"files": ["upsampler_)" +
+           s + R"(x.safetensors"]}},
+         "refiner": {
+           "network": {
+             "transformer": {"dim": 48, "ffn_dim": 64, "num_layers": 2, "num_heads": 2,
+                             "in_dim": 32, "out_dim": 16, "freq_dim": 16, "text_dim": 32,
+                             "text_len": 32},
+             "window_frames": 2, "window_height": 4, "window_width": 4, "local_range": 3,
+             "ref_spatial_tokens": 24, "stream_chunk_size": 2},
+           "checkpoint": {"files": ["sr_dit.safetensors"]}, "kv_len": 2},
+         "decoder": {"kind": "tiny",
+                     "tiny": {"layout": "ultra", "widths": [12, 8, 8, 8],
+                              "memory_init": "replicate"},
+                     "checkpoint": {"files": ["ultra_decoder.safetensors"]}}})";
+  }
+
   std::filesystem::path path_;
 };
 

@@ -101,20 +101,29 @@ at::Tensor block_means(const at::Tensor& windows) {
   return windows.mean({2}, /*keepdim=*/false, at::kFloat).to(windows.scalar_type());
 }
 
-// Softmax attention of one head of one sample where each query block reads its own list of key
-// blocks: q [query_blocks, window, head_dim], k and v [key_blocks, window, head_dim], mask bool
-// [query_blocks, key_blocks] without an empty row. Work and memory follow the longest list.
+// Softmax attention where each query block reads its own list of key blocks: q [batch, heads,
+// tokens, head_dim] in windows of `window` tokens, k and v likewise, mask bool [batch, heads,
+// query_blocks, key_blocks] without an empty row. Work and memory follow the longest list.
 at::Tensor attend_lists(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                        const at::Tensor& mask) {
-  const int64_t longest = mask.sum(1).max().item<int64_t>();
-  const auto [chosen, blocks] = mask.to(at::kByte).topk(longest, 1);
-  const auto lists = [&](const at::Tensor& x) {
-    return x.index_select(0, blocks.flatten()).view({q.size(0), longest * x.size(1), x.size(2)});
+                        const at::Tensor& mask, int64_t window) {
+  const int64_t longest = mask.sum(-1).max().item<int64_t>();
+  const auto [chosen, blocks] = mask.to(at::kByte).topk(longest, -1);
+  const int64_t lists = mask.size(0) * mask.size(1) * mask.size(2);  // of all samples and heads
+  const int64_t dim = q.size(3);
+  const at::Tensor first_block =
+      at::arange(mask.size(0) * mask.size(1), blocks.options()).view({mask.size(0), -1, 1, 1}) *
+      mask.size(3);
+  const at::Tensor rows = (blocks + first_block).flatten();
+  const auto gather = [&](const at::Tensor& x) {
+    return x.reshape({-1, window * dim})
+        .index_select(0, rows)
+        .view({lists, 1, longest * window, dim});
   };
-  const at::Tensor keys = chosen.to(at::kBool).repeat_interleave(k.size(1), 1).unsqueeze(1);
-  return at::scaled_dot_product_attention(q.unsqueeze(1), lists(k).unsqueeze(1),
-                                          lists(v).unsqueeze(1), keys.unsqueeze(1))
-      .squeeze(1);
+  const at::Tensor seen =
+      chosen.to(at::kBool).reshape({lists, 1, 1, longest}).repeat_interleave(window, 3);
+  return at::scaled_dot_product_attention(q.reshape({lists, 1, window, dim}), gather(k), gather(v),
+                                          seen.expand({-1, -1, window, -1}))
+      .reshape(q.sizes());
 }
 
 }  // namespace
@@ -337,10 +346,8 @@ Tensor AutogradExecutor::do_block_sparse_attention(const WindowedQueries& querie
                                                    const WindowCache& cache, const BlockMask& mask,
                                                    const WindowGrid& grid, int64_t heads,
                                                    const GroupPlace& place) {
-  const int64_t batch = queries.q.dim(0);
   const int64_t window = grid.window.tokens();
   const int64_t spatial = grid.spatial_blocks();
-  const int64_t dim = queries.q.dim(3);
   const Segments view = segments_of(place.cached_blocks + grid.temporal_blocks(), spatial,
                                     [&](int64_t i) { return place.slot_of(i); });
   const at::Tensor q = by_heads(in(queries.q).flatten(1, 2), heads);
@@ -354,18 +361,7 @@ Tensor AutogradExecutor::do_block_sparse_attention(const WindowedQueries& querie
     const at::Tensor tokens = filled.repeat_interleave(window, 2).repeat_interleave(window, 3);
     y = at::scaled_dot_product_attention(q, k, v, tokens);
   } else {
-    const auto blocks = [&](const at::Tensor& x, int64_t b, int64_t h) {
-      return x.select(0, b).select(0, h).unflatten(0, {-1, window});
-    };
-    std::vector<at::Tensor> heads_done;
-    for (int64_t b = 0; b < batch; ++b) {
-      for (int64_t h = 0; h < heads; ++h) {
-        heads_done.push_back(attend_lists(blocks(q, b, h), blocks(k, b, h), blocks(v, b, h),
-                                          filled.select(0, b).select(0, h))
-                                 .flatten(0, 1));
-      }
-    }
-    y = at::stack(heads_done).view({batch, heads, q.size(2), dim / heads});
+    y = attend_lists(q, k, v, filled, window);
   }
   y = y * any.repeat_interleave(window, 2).to(y.scalar_type());
   return dense(from_windows(from_heads(y).unflatten(1, {-1, window}), grid));

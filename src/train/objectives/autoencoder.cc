@@ -7,32 +7,33 @@
 // decoder clamps them softly at 3, and the transformers expect that scale) and decoded with a
 // little noise, as generated latents are never exact.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <thread>
+#include <optional>
 
 #include "core/rng.h"
 #include "models/tiny_decoder.h"
 #include "ops/autograd/torch_tensor.h"
+#include "train/cascade.h"
 #include "train/device_clips.h"
+#include "train/generator.h"
 #include "train/objective.h"
+#include "train/pictures.h"
 #include "train/prefetcher.h"
+#include "train/world/render.h"
 
 namespace ultraflash {
 namespace {
 
 constexpr uint32_t kFrameSpan = 512;  // clips begin anywhere in so many frames
 constexpr uint64_t kCropSeed = 0x63726f70;
+constexpr double kAside = 0.5;  // of a crop's size, how far an object may be from its middle
+constexpr int64_t kSmallDraw = 1;
+constexpr int64_t kPixelsPerLatent = 8;
 
 struct PictureBatch {
   at::Tensor clips;  // u8 [batch, frames, height, width, 3], pinned when the device is a GPU
   std::vector<ClipWindow> windows;  // where `clips` are scenes for the device to draw
 };
-
-at::Tensor difference(const at::Tensor& x, int64_t axis) {
-  const int64_t size = x.size(axis);
-  return x.narrow(axis, 1, size - 1) - x.narrow(axis, 0, size - 1);
-}
 
 class AutoencoderObjective final : public Objective {
  public:
@@ -55,19 +56,23 @@ class AutoencoderObjective final : public Objective {
     trained_.name = "autoencoder";
     trained_.parameters = std::make_shared<ParameterSet>(context_.device, /*trainable=*/true);
     averaged_ = std::make_shared<ParameterSet>(context_.device, /*trainable=*/false);
-    // A decoder that is trained alone starts anew unless it is in the folder too.
-    const std::string decoder_init = joint_ ? config.init.autoencoder : std::string();
-    UF_TRY(bind_pair(*trained_.parameters, decoder_init, encoder_, decoder_));
-    UF_TRY(bind_pair(*averaged_, decoder_init, averaged_encoder_, averaged_decoder_));
-    if (!joint_) {
-      frozen_ = std::make_shared<ParameterSet>(context_.device, /*trainable=*/false);
-      UF_TRY(bind_network(context_, *frozen_, config.init.autoencoder, base->decoder.checkpoint,
-                          {"decoder."}, [&](Loader loader) {
-                            encoder_ =
-                                TinyEncoder::bind(std::move(loader), *base->decoder.tiny_encoder,
-                                                  base->decoder.tiny.memory_init);
-                          }));
-      averaged_encoder_ = encoder_;
+    UF_TRY(bind_pair(*trained_.parameters, *base, encoder_, decoder_));
+    UF_TRY(bind_pair(*averaged_, *base, averaged_encoder_, averaged_decoder_));
+    if (c.scale > 1 && (!joint_ || c.teacher > 0.0 || c.upsampled_share > 0.0)) {
+      UF_ASSIGN(base_, FrozenAutoencoder::open(context_));
+      if (!joint_) encoder_ = averaged_encoder_ = base_.encoder;
+    }
+    if (c.upsampled_share > 0.0) {
+      if (trains_encoder()) {
+        return make_status(StatusCode::kInvalidArgument,
+                           "autoencoder.upsampled_share: an upsampler knows the latents of an "
+                           "encoder that stays; set freeze_encoder");
+      }
+      for (const int64_t scale : c.data_scales) {
+        if (scale == 1 || upsamplers_.contains(scale)) continue;
+        UF_ASSIGN(upsamplers_[scale], UpsamplerNetwork::open(context_, config.init.upsampler, scale,
+                                                             /*trainable=*/false));
+      }
     }
     trained_.begin(config.optimizer, &config.ema);
     UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
@@ -92,7 +97,7 @@ class AutoencoderObjective final : public Objective {
                                  : draw_scenes(context_, batch.clips, batch.windows);
     context_.seed_step(step);
     const at::Tensor target = clips.to(at::kFloat).div_(255.0);  // [b, t, h, w, 3]
-    at::Tensor latent = encode(encoder_, target);
+    at::Tensor latent = from_small(step) ? enlarged(step, target) : encode(encoder_, target);
     at::Tensor loss = at::zeros({}, context_.f32());
     if (trains_encoder()) {
       const at::Tensor mean = latent.mean({0, 1, 2, 3});
@@ -108,8 +113,10 @@ class AutoencoderObjective final : public Objective {
     const at::Tensor y = shown(decode(decoder_, latent));
     const at::Tensor x = shown(target);
     const at::Tensor error = y - x;
-    const at::Tensor mse = error.square().mean();
-    const at::Tensor l1 = error.abs().mean();
+    at::Tensor weight = at::ones({}, context_.f32());
+    if (c.detail > 0.0) weight = detail_weight(x);
+    const at::Tensor mse = (weight * error.square()).mean();
+    const at::Tensor l1 = (weight * error.abs()).mean();
     loss = loss + c.l1 * l1 + c.mse * mse;
     if (c.gradient > 0.0) {
       // Differences of the error are errors of the differences.
@@ -119,6 +126,7 @@ class AutoencoderObjective final : public Objective {
     if (c.temporal > 0.0 && error.size(1) > 1) {
       loss = loss + c.temporal * difference(error, 1).abs().mean();
     }
+    if (c.teacher > 0.0) loss = loss + c.teacher * (y - shown(taught(target))).abs().mean();
     loss.backward();
     const at::Tensor norm = trained_.update(lr_factor);
     meter.add("loss", loss);
@@ -138,19 +146,18 @@ class AutoencoderObjective final : public Objective {
     scales.erase(std::unique(scales.begin(), scales.end()), scales.end());
     for (const int64_t scale : scales) {
       const at::Tensor& clips = eval_clips(scale);
-      double psnr = 0.0;
+      double sum = 0.0;
       double worst = 1e9;
       for (int64_t i = 0; i < clips.size(0); ++i) {
         const at::Tensor x = clips.narrow(0, i, 1).to(context_.device).to(at::kFloat).div_(255.0);
         const auto [y, latent] = reconstruct(x);
         const int64_t trim = spec_->tiny.frames_to_trim();
         const at::Tensor error = (y - x.narrow(1, trim, x.size(1) - trim));
-        const double mse = std::max(error.square().mean().item<double>(), 1e-10);
-        const double value = -10.0 * std::log10(mse);
-        psnr += value / static_cast<double>(clips.size(0));
+        const double value = psnr(error.square().mean().item<double>());
+        sum += value / static_cast<double>(clips.size(0));
         worst = std::min(worst, value);
       }
-      measures.emplace_back(fmt::format("psnr_{}x", scale), psnr);
+      measures.emplace_back(fmt::format("psnr_{}x", scale), sum);
       measures.emplace_back(fmt::format("psnr_worst_{}x", scale), worst);
     }
     // Statistics of the latents at the base size.
@@ -175,25 +182,35 @@ class AutoencoderObjective final : public Objective {
       const at::Tensor x = clips.narrow(0, i, 1);
       const at::Tensor y = reconstruct(x.to(context_.device).to(at::kFloat).div_(255.0)).first;
       rows.push_back(x.narrow(1, trim, x.size(1) - trim));
-      rows.push_back((y * 255.0).add_(0.5).clamp_(0.0, 255.0).to(at::kCPU, at::kByte));
+      rows.push_back(to_bytes(y));
     }
     return clip_sheet(at::cat(rows), 6);
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    UF_ASSIGN(const std::filesystem::path path,
-              publish_set(context_, trained_, spec_->checkpoint, DType::kF16, out));
-    return std::vector{path};
+    return publish_sets(context_, out, {{trained_, spec_->checkpoint, DType::kF16}});
   }
 
  private:
-  Status bind_pair(ParameterSet& set, const std::string& init, TinyEncoder& encoder,
+  // At scale 1 both come from init.autoencoder. Above it both come from init.decoder, and without
+  // that the decoder starts anew and its encoder, if it has one, as that of scale 1.
+  Status bind_pair(ParameterSet& set, const CascadeSpec& base, TinyEncoder& encoder,
                    TinyDecoder& decoder) {
-    return bind_network(context_, set, init, spec_->checkpoint, {"encoder."}, [&](Loader loader) {
-      if (joint_)
-        encoder = TinyEncoder::bind(loader, *spec_->tiny_encoder, spec_->tiny.memory_init);
-      decoder = TinyDecoder::bind(loader, spec_->tiny);
-    });
+    const InitConfig& init = context_.config.init;
+    const bool small = context_.config.autoencoder.scale == 1;
+    const auto bind_encoder = [&](Loader loader) {
+      encoder = TinyEncoder::bind(std::move(loader), *spec_->tiny_encoder, spec_->tiny.memory_init);
+    };
+    const bool anew = !small && init.decoder.empty();
+    if (joint_ && anew) {
+      UF_TRY(bind_network(context_, set, init.autoencoder, base.decoder.checkpoint, {"decoder."},
+                          bind_encoder));
+    }
+    return bind_network(context_, set, small ? init.autoencoder : init.decoder, spec_->checkpoint,
+                        {"encoder."}, [&](Loader loader) {
+                          if (joint_ && !anew) bind_encoder(loader);
+                          decoder = TinyDecoder::bind(loader, spec_->tiny);
+                        });
   }
 
   [[nodiscard]] bool trains_encoder() const {
@@ -223,6 +240,40 @@ class AutoencoderObjective final : public Objective {
     return {y.narrow(1, trim, y.size(1) - trim), latent};
   }
 
+  // Mean 1; more where neighbours differ, in a window as wide as a period of a fine texture.
+  [[nodiscard]] at::Tensor detail_weight(const at::Tensor& x) const {
+    constexpr int64_t kReach = 4;
+    const at::NoGradGuard no_grad;
+    const auto slope = [&](int64_t axis) {
+      const at::Tensor d = difference(x, axis).abs().mean(4);
+      return at::cat({d, d.narrow(axis, d.size(axis) - 1, 1)}, axis);  // [b, t, h, w]
+    };
+    const at::Tensor steep = slope(2) + slope(3);
+    const at::Tensor local =
+        at::avg_pool2d(at::replication_pad2d(steep, {kReach, kReach, kReach, kReach}),
+                       {2 * kReach + 1, 2 * kReach + 1}, {1, 1});
+    const double k = context_.config.autoencoder.detail;
+    return ((1.0 + k * local / (local.mean() + 1e-6)) / (1.0 + k)).unsqueeze(4);
+  }
+  // What the autoencoder of scale 1 shows.
+  [[nodiscard]] at::Tensor taught(const at::Tensor& pictures) const {
+    const at::NoGradGuard no_grad;
+    return decode(base_.decoder, encode(base_.encoder, pictures));
+  }
+  // Whether this step decodes what an upsampler makes of the small clips.
+  [[nodiscard]] bool from_small(int64_t step) const {
+    return upsamplers_.contains(scale_of(step)) &&
+           StepRandom::shared(context_, step, kSmallDraw).uniform() <
+               context_.config.autoencoder.upsampled_share;
+  }
+  at::Tensor enlarged(int64_t step, const at::Tensor& pictures) const {
+    const at::NoGradGuard no_grad;
+    const int64_t scale = scale_of(step);
+    const at::Tensor small =
+        resized(pictures, pictures.size(2) / scale, pictures.size(3) / scale, ResizeFilter::kArea);
+    return upsamplers_.at(scale).run_window(context_, encode(base_.encoder, small), 0);
+  }
+
   [[nodiscard]] int64_t scale_of(int64_t step) const {
     const std::vector<int64_t>& scales = context_.config.autoencoder.data_scales;
     return scales[static_cast<size_t>(step) % scales.size()];
@@ -232,8 +283,10 @@ class AutoencoderObjective final : public Objective {
     const TrainConfig& config = context_.config;
     const int64_t scale = scale_of(step);
     const int64_t frames = config.autoencoder.frames;
-    const int64_t width = context_.width();
-    const int64_t height = context_.height();
+    // Crops that can be made small whole.
+    const int64_t unit = upsamplers_.contains(scale) ? kPixelsPerLatent * scale : 1;
+    const int64_t width = context_.width() / unit * unit;
+    const int64_t height = context_.height() / unit * unit;
     const bool drawn = draws_on_device(context_, *clips_, frames);
     PictureBatch batch;
     batch.clips =
@@ -252,8 +305,29 @@ class AutoencoderObjective final : public Objective {
       window.scale = scale;
       window.first_frame = static_cast<int64_t>(random(0).x[0] % kFrameSpan);
       window.frames = frames;
-      window.x = static_cast<int64_t>(place.x[0]) % (width * (scale - 1) + 1);
-      window.y = static_cast<int64_t>(place.x[1]) % (height * (scale - 1) + 1);
+      // Where on this axis a crop of `part` of the picture's `whole` pixels begins.
+      const auto begin = [&](uint32_t bits, int64_t whole, int64_t part,
+                             const std::optional<double>& middle) {
+        const int64_t last = (whole * scale - part) / unit;  // in units
+        if (!middle) return static_cast<int64_t>(bits) % (last + 1) * unit;
+        const double aside = (static_cast<double>(rng::uniform(bits)) - 0.5) * kAside;
+        const double first = *middle + (aside - 0.5) * static_cast<double>(part);
+        return std::clamp<int64_t>(std::llround(first / static_cast<double>(unit)), 0, last) * unit;
+      };
+      std::optional<double> x, y;
+      const std::optional<world::Scene> scene = clips_->scene(index);
+      if (scale > 1 && scene &&
+          static_cast<double>(rng::uniform(place.x[2])) < config.autoencoder.object_crops) {
+        const uint32_t object = place.x[3] % static_cast<uint32_t>(scene->object_count);
+        const world::Pose pose =
+            world::pose_at(scene->objects[object], window.first_frame + frames / 2);
+        const double pixels = static_cast<double>(scale * world::kBaseWidth) /
+                              static_cast<double>(world::kCanvasWidth);
+        x = pose.x * pixels;
+        y = pose.y * pixels;
+      }
+      window.x = begin(place.x[0], context_.width(), width, x);
+      window.y = begin(place.x[1], context_.height(), height, y);
       window.width = width;
       window.height = height;
       if (drawn) {
@@ -271,20 +345,7 @@ class AutoencoderObjective final : public Objective {
     at::Tensor& clips = eval_[scale];
     if (clips.defined()) return clips;
     const AutoencoderConfig& c = context_.config.autoencoder;
-    const int64_t width = context_.width() * scale;
-    const int64_t height = context_.height() * scale;
-    clips = at::empty({c.eval_clips, c.eval_frames, height, width, 3}, at::kByte);
-    std::vector<std::thread> threads;
-    std::atomic<int64_t> next{0};
-    for (int64_t t = 0; t < std::min(context_.workers(), c.eval_clips); ++t) {
-      threads.emplace_back([&] {
-        for (int64_t i = next++; i < c.eval_clips; i = next++) {
-          const ClipWindow window{scale, 0, c.eval_frames, 0, 0, width, height};
-          unseen_->render(i, window, clips.mutable_data_ptr<uint8_t>() + i * window.bytes());
-        }
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
+    clips = first_clips(context_, *unseen_, scale, c.eval_frames, c.eval_clips);
     return clips;
   }
 
@@ -292,7 +353,9 @@ class AutoencoderObjective final : public Objective {
   const DecoderSpec* spec_ = nullptr;
   bool joint_ = true;
   TrainedSet trained_;
-  std::shared_ptr<ParameterSet> averaged_, frozen_;
+  std::shared_ptr<ParameterSet> averaged_;
+  FrozenAutoencoder base_;  // of scale 1, above it
+  std::map<int64_t, UpsamplerNetwork> upsamplers_;
   TinyEncoder encoder_, averaged_encoder_;
   TinyDecoder decoder_, averaged_decoder_;
   std::unique_ptr<TrainingClips> clips_, unseen_;
@@ -303,9 +366,7 @@ class AutoencoderObjective final : public Objective {
 }  // namespace
 
 Result<std::unique_ptr<Objective>> make_autoencoder_objective(TrainContext& context) {
-  auto objective = std::make_unique<AutoencoderObjective>(context);
-  UF_TRY(objective->bind());
-  return std::unique_ptr<Objective>(std::move(objective));
+  return open_objective<AutoencoderObjective>(context);
 }
 
 }  // namespace ultraflash

@@ -21,11 +21,6 @@ class CausalObjective final : public Objective {
   Status bind() {
     const TrainConfig& config = context_.config;
     UF_ASSIGN(plan_, RolloutPlan::make(context_));
-    if (config.bank.latent_frames % plan_.chunk_frames != 0) {
-      return make_status(StatusCode::kInvalidArgument,
-                         "bank.latent_frames {} is no multiple of the recipe's chunks of {}",
-                         config.bank.latent_frames, plan_.chunk_frames);
-    }
     UF_ASSIGN(autoencoder_, FrozenAutoencoder::open(context_));
     UF_ASSIGN(text_, TextNetwork::open(context_, config.init.text_encoder, false));
     UF_ASSIGN(generator_, GeneratorNetwork::open(context_, config.init.generator, true));
@@ -102,10 +97,7 @@ class CausalObjective final : public Objective {
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    UF_ASSIGN(
-        const std::filesystem::path path,
-        publish_set(context_, trained_, context_.recipe.generator.checkpoint, DType::kBF16, out));
-    return std::vector{path};
+    return publish_sets(context_, out, {{trained_, context_.recipe.generator.checkpoint}});
   }
 
  private:
@@ -143,9 +135,7 @@ class CausalObjective final : public Objective {
 }  // namespace
 
 Result<std::unique_ptr<Objective>> make_causal_objective(TrainContext& context) {
-  auto objective = std::make_unique<CausalObjective>(context);
-  UF_TRY(objective->bind());
-  return std::unique_ptr<Objective>(std::move(objective));
+  return open_objective<CausalObjective>(context);
 }
 
 }  // namespace ultraflash

@@ -115,14 +115,10 @@ class FlowMatchingObjective final : public Objective {
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    UF_ASSIGN(const std::filesystem::path generator,
-              publish_set(context_, trained_generator_, context_.recipe.generator.checkpoint,
-                          DType::kBF16, out));
-    if (text_.prepared) return std::vector{generator};
-    UF_ASSIGN(
-        const std::filesystem::path text,
-        publish_set(context_, trained_text_, context_.recipe.text.checkpoint, DType::kBF16, out));
-    return std::vector{text, generator};
+    std::vector<PublishedSet> sets;
+    if (!text_.prepared) sets.push_back({trained_text_, context_.recipe.text.checkpoint});
+    sets.push_back({trained_generator_, context_.recipe.generator.checkpoint});
+    return publish_sets(context_, out, sets);
   }
 
  private:
@@ -166,9 +162,7 @@ class FlowMatchingObjective final : public Objective {
 }  // namespace
 
 Result<std::unique_ptr<Objective>> make_flow_matching_objective(TrainContext& context) {
-  auto objective = std::make_unique<FlowMatchingObjective>(context);
-  UF_TRY(objective->bind());
-  return std::unique_ptr<Objective>(std::move(objective));
+  return open_objective<FlowMatchingObjective>(context);
 }
 
 }  // namespace ultraflash

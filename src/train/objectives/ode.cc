@@ -23,11 +23,6 @@ class OdeObjective final : public Objective {
     const TrainConfig& config = context_.config;
     const GeneratorSpec& spec = context_.recipe.generator;
     UF_ASSIGN(plan_, RolloutPlan::make(context_));
-    if (config.bank.latent_frames % plan_.chunk_frames != 0) {
-      return make_status(StatusCode::kInvalidArgument,
-                         "bank.latent_frames {} is no multiple of the recipe's chunks of {}",
-                         config.bank.latent_frames, plan_.chunk_frames);
-    }
     for (size_t i = 0; i < spec.denoising_steps.size(); ++i) {
       const int64_t place = (1000 - spec.denoising_steps[i]) * config.ode.teacher_steps;
       const double sigma = shifted(
@@ -133,10 +128,7 @@ class OdeObjective final : public Objective {
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    UF_ASSIGN(
-        const std::filesystem::path path,
-        publish_set(context_, trained_, context_.recipe.generator.checkpoint, DType::kBF16, out));
-    return std::vector{path};
+    return publish_sets(context_, out, {{trained_, context_.recipe.generator.checkpoint}});
   }
 
  private:
@@ -201,9 +193,7 @@ class OdeObjective final : public Objective {
 }  // namespace
 
 Result<std::unique_ptr<Objective>> make_ode_objective(TrainContext& context) {
-  auto objective = std::make_unique<OdeObjective>(context);
-  UF_TRY(objective->bind());
-  return std::unique_ptr<Objective>(std::move(objective));
+  return open_objective<OdeObjective>(context);
 }
 
 }  // namespace ultraflash

@@ -22,11 +22,6 @@ class SelfForcingObjective final : public Objective {
   Status bind() {
     const TrainConfig& config = context_.config;
     UF_ASSIGN(plan_, RolloutPlan::make(context_));
-    if (config.bank.latent_frames % plan_.chunk_frames != 0) {
-      return make_status(StatusCode::kInvalidArgument,
-                         "bank.latent_frames {} is no multiple of the recipe's chunks of {}",
-                         config.bank.latent_frames, plan_.chunk_frames);
-    }
     gan_ = config.self_forcing.loss == DistillationLoss::kGan;
     const bool sampled = config.flow.sample_clips > 0 || config.evaluate.captions > 0;
     // The other losses need no clips.
@@ -106,10 +101,8 @@ class SelfForcingObjective final : public Objective {
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
-    UF_ASSIGN(const std::filesystem::path path,
-              publish_set(context_, trained_generator_, context_.recipe.generator.checkpoint,
-                          DType::kBF16, out));
-    return std::vector{path};
+    return publish_sets(context_, out,
+                        {{trained_generator_, context_.recipe.generator.checkpoint}});
   }
 
  private:
@@ -310,9 +303,7 @@ class SelfForcingObjective final : public Objective {
 }  // namespace
 
 Result<std::unique_ptr<Objective>> make_self_forcing_objective(TrainContext& context) {
-  auto objective = std::make_unique<SelfForcingObjective>(context);
-  UF_TRY(objective->bind());
-  return std::unique_ptr<Objective>(std::move(objective));
+  return open_objective<SelfForcingObjective>(context);
 }
 
 }  // namespace ultraflash

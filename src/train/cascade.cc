@@ -1,0 +1,219 @@
+#include "train/cascade.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "models/wan_dit_training.h"
+#include "ops/autograd/torch_tensor.h"
+#include "train/generator.h"
+#include "train/pictures.h"
+
+namespace ultraflash {
+namespace {
+
+// A generator's parameters for a network with more input channels: its patch embedding gets zeros
+// for them.
+class WidenedSource final : public ParameterSource {
+ public:
+  explicit WidenedSource(ParameterSource& generator) : generator_(generator) {}
+
+  Result<Tensor> find(const ParameterSpec& spec) override {
+    UF_ASSIGN(const Tensor stored, generator_.find(spec));
+    if (spec.name != "patch_embedding.weight" || stored.rank() != 5 ||
+        spec.shape != stored.shape().with(1, spec.shape[1]) || stored.dim(1) >= spec.shape[1]) {
+      return stored;
+    }
+    const at::Tensor narrow = to_torch(stored).to(at::kFloat);
+    const int64_t more = spec.shape[1] - stored.dim(1);
+    return from_torch(at::constant_pad_nd(narrow, {0, 0, 0, 0, 0, 0, 0, more}).contiguous());
+  }
+  [[nodiscard]] std::vector<std::string> names() const override { return generator_.names(); }
+  [[nodiscard]] std::vector<std::string> complaints() const override {
+    return generator_.complaints();
+  }
+
+ private:
+  ParameterSource& generator_;
+};
+
+TimeModulation modulation(const TrainContext& context, const WanDit& transformer,
+                          std::span<const double> sigmas, int64_t batch) {
+  std::vector<double> timesteps(sigmas.begin(), sigmas.end());
+  for (double& t : timesteps) t *= static_cast<double>(FlowMatchSchedule::kSteps);
+  return transformer.time(context.ops(), timesteps, batch);
+}
+
+// Binds `refiner` for every scale; parameters that its set does not have yet come from `source`.
+Status bind_refiner(const TrainContext& context, ParameterSource& source, const std::string& label,
+                    Refiner& refiner) {
+  refiner.parameters->bind_from(&source);
+  for (const int64_t scale : context.config.cascade.scales) {
+    UF_ASSIGN(const CascadeSpec* cascade, find_cascade(context, scale));
+    Binder binder(*refiner.parameters, label);
+    LoadTarget target;
+    target.executor = context.executor.get();
+    target.compute = context.compute;
+    refiner.scales[scale] = {SparseSrDit::bind(Loader(binder, target), cascade->refiner->network)};
+    UF_TRY(binder.finish());
+  }
+  refiner.parameters->bind_from(nullptr);
+  return {};
+}
+
+}  // namespace
+
+Result<const CascadeSpec*> find_cascade(const TrainContext& context, int64_t scale) {
+  const CascadeSpec* cascade = context.recipe.cascade(scale);
+  if (scale > 1 && cascade != nullptr && cascade->upsampler && cascade->refiner) return cascade;
+  return make_status(StatusCode::kInvalidArgument,
+                     "cascade.scales: recipe '{}' has no upsampler and super-resolution "
+                     "transformer at scale {}",
+                     context.recipe.name, scale);
+}
+
+// --- upsampler -----------------------------------------------------------------------------------
+
+Result<UpsamplerNetwork> UpsamplerNetwork::open(const TrainContext& context,
+                                                const std::string& init, int64_t scale,
+                                                bool trainable) {
+  UF_ASSIGN(const CascadeSpec* cascade, find_cascade(context, scale));
+  UpsamplerNetwork upsampler;
+  upsampler.parameters = std::make_shared<ParameterSet>(context.device, trainable);
+  constexpr std::string_view kScale = "{scale}";
+  std::string path = init;
+  const size_t place = path.find(kScale);
+  if (place != std::string::npos) path.replace(place, kScale.size(), std::to_string(scale));
+  UF_TRY(bind_network(
+      context, *upsampler.parameters, path, cascade->upsampler->checkpoint, {}, [&](Loader loader) {
+        upsampler.network = LatentUpsampler::bind(std::move(loader), cascade->upsampler->network);
+      }));
+  if (init.empty()) {
+    const at::NoGradGuard no_grad;
+    for (const std::string& name : upsampler.parameters->names()) {
+      if (name.starts_with("final.")) upsampler.parameters->leaf(name).zero_();
+    }
+  }
+  return upsampler;
+}
+
+at::Tensor UpsamplerNetwork::run(const TrainContext& context, const at::Tensor& latents,
+                                 UpsamplerState& state) const {
+  const at::Tensor x = latents.to(to_torch(context.compute)).contiguous();
+  return to_torch(network.run(context.ops(), from_torch(x), state)).to(at::kFloat);
+}
+
+int64_t UpsamplerNetwork::reach() const {
+  const LatentUpsamplerConfig& c = network.config();
+  return c.version == 1
+             ? c.num_blocks
+             : std::accumulate(c.blocks_per_stage.begin(), c.blocks_per_stage.end(), int64_t{0});
+}
+
+at::Tensor UpsamplerNetwork::run_window(const TrainContext& context, const at::Tensor& latents,
+                                        int64_t lead) const {
+  UpsamplerState state;
+  if (lead > 0) {
+    const at::NoGradGuard no_grad;
+    (void)run(context, latents.narrow(1, 0, lead), state);
+  }
+  return run(context, latents.narrow(1, lead, latents.size(1) - lead), state);
+}
+
+// --- super-resolution transformer ----------------------------------------------------------------
+
+Result<Refiner> Refiner::open(const TrainContext& context, const std::string& init,
+                              bool trainable) {
+  UF_ASSIGN(const CascadeSpec* cascade, find_cascade(context, context.config.cascade.scales[0]));
+  Refiner refiner;
+  refiner.parameters = std::make_shared<ParameterSet>(context.device, trainable);
+  const std::string& generator = context.config.init.generator;
+  try {
+    if (!init.empty() || generator.empty()) {
+      UF_ASSIGN(const InitialWeights initial,
+                InitialWeights::open(context, init, cascade->refiner->checkpoint));
+      UF_TRY(bind_refiner(context, *initial.source, initial.label, refiner));
+      return refiner;
+    }
+    UF_ASSIGN(const InitialWeights initial,
+              InitialWeights::open(context, generator, context.recipe.generator.checkpoint));
+    WidenedSource widened(*initial.source);
+    UF_TRY(bind_refiner(context, widened, initial.label, refiner));
+    return refiner;
+  } catch (const Error& error) {
+    return error.status();
+  }
+}
+
+Result<Refiner> Refiner::copy(const TrainContext& context, bool trainable) const {
+  Refiner other;
+  other.parameters = std::make_shared<ParameterSet>(context.device, trainable);
+  UF_TRY(bind_refiner(context, *parameters, "a copy", other));
+  return other;
+}
+
+at::Tensor RefinerNetwork::dense(const TrainContext& context, const at::Tensor& x,
+                                 const at::Tensor& y, std::span<const double> sigmas,
+                                 const TextKv& text) const {
+  const WanDit& transformer = network.transformer();
+  const TimeModulation time = modulation(context, transformer, sigmas, x.size(0));
+  return to_torch(run_chunk_causal(context.ops(), transformer, from_torch(at::cat({x, y}, 4)),
+                                   network.config().stream_chunk_size, time, text));
+}
+
+at::Tensor RefinerNetwork::sparse(const TrainContext& context, const at::Tensor& x,
+                                  const at::Tensor& y, std::span<const double> sigmas,
+                                  const TextKv& text, SparseSrState& state,
+                                  const SparseBudget& budget) const {
+  const TimeModulation time = modulation(context, network.transformer(), sigmas, x.size(0));
+  SparseSrPass pass;
+  pass.time = &time;
+  pass.text = &text;
+  pass.kv_len = budget.kv_len;
+  pass.ratio_factor = budget.ratio_factor;
+  return to_torch(network.run(context.ops(), from_torch(x.contiguous()), from_torch(y.contiguous()),
+                              state, pass));
+}
+
+at::Tensor RefinerNetwork::sample(const TrainContext& context, const at::Tensor& noise,
+                                  const at::Tensor& y, const TextKv& text, int64_t steps,
+                                  double shift) const {
+  const at::NoGradGuard no_grad;
+  at::Tensor x = noise;
+  const auto sigma_of = [&](int64_t i) {
+    return shifted(1.0 - static_cast<double>(i) / static_cast<double>(steps), shift);
+  };
+  for (int64_t i = 0; i < steps; ++i) {
+    const std::vector<double> sigmas(static_cast<size_t>(x.size(0)), sigma_of(i));
+    x = x + (sigma_of(i + 1) - sigma_of(i)) * dense(context, x, y, sigmas, text);
+  }
+  return x;
+}
+
+at::Tensor picture_distance(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                            const at::Tensor& x, const at::Tensor& truth, int64_t clips,
+                            int64_t frames, int64_t step, int64_t purpose) {
+  const int64_t all = x.size(1);
+  const int64_t count = std::min(frames + 1, all);
+  const int64_t first = StepRandom(context, step, purpose).below(all - count + 1);
+  const auto decoded = [&](const at::Tensor& latents) {
+    DecoderState state;
+    const at::Tensor z = latents.narrow(0, 0, std::min(clips, x.size(0)))
+                             .narrow(1, first, count)
+                             .to(to_torch(context.compute))
+                             .contiguous();
+    const at::Tensor y = to_torch(autoencoder.decoder.run(context.ops(), from_torch(z), state));
+    const int64_t skipped = count > 1 ? autoencoder.decoder.config().frames_per_latent() : 0;
+    return y.narrow(1, skipped, y.size(1) - skipped).to(at::kFloat);
+  };
+  at::Tensor target;
+  {
+    const at::NoGradGuard no_grad;
+    target = decoded(truth);
+  }
+  const at::Tensor error = decoded(x) - target;
+  return error.abs().mean() + difference(error, 2).abs().mean() + difference(error, 3).abs().mean();
+}
+
+}  // namespace ultraflash

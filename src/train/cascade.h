@@ -1,0 +1,101 @@
+// The networks above the generator inside a graph: upsampler and super-resolution transformer.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "models/latent_upsampler.h"
+#include "models/sparse_sr_dit.h"
+#include "train/latent_bank.h"
+#include "train/objective.h"
+
+namespace ultraflash {
+
+/// The recipe's cascade of `scale` with all parts that `stage` needs, or kInvalidArgument.
+Result<const CascadeSpec*> find_cascade(const TrainContext& context, int64_t scale);
+
+/// The upsampler of one scale and its parameters.
+struct UpsamplerNetwork {
+  std::shared_ptr<ParameterSet> parameters;
+  LatentUpsampler network;
+
+  /// Random weights of version 1 end in zeros: the first output is 0 everywhere.
+  static Result<UpsamplerNetwork> open(const TrainContext& context, const std::string& init,
+                                       int64_t scale, bool trainable);
+  /// f32 [batch, f, h, w, c] -> f32 [batch, f, scale h, scale w, c]; advances the state.
+  [[nodiscard]] at::Tensor run(const TrainContext& context, const at::Tensor& latents,
+                               UpsamplerState& state) const;
+  /// Latent frames before a frame that its output depends on.
+  [[nodiscard]] int64_t reach() const;
+  /// Output for frames `lead` to the end of `latents`: the frames before them run first, without
+  /// gradient, and leave their state.
+  [[nodiscard]] at::Tensor run_window(const TrainContext& context, const at::Tensor& latents,
+                                      int64_t lead) const;
+};
+
+/// How much a group of the sparse form reads and leaves.
+struct SparseBudget {
+  int64_t kv_len = 3;         // temporal blocks for the next group
+  double ratio_factor = 1.0;  // on the recipe's top_k_ratio
+};
+
+/// The super-resolution transformer, bound for one scale.
+struct RefinerNetwork {
+  SparseSrDit network;
+
+  [[nodiscard]] TextKv text(const TrainContext& context, const Tensor& embeddings) const {
+    return network.transformer().text(context.ops(), embeddings);
+  }
+  /// Flow prediction of `x` with the condition `y`, both f32 [batch, f, h, w, c], with dense
+  /// attention among chunks of the recipe's stream_chunk_size frames and to the chunks before. One
+  /// sigma per sample.
+  [[nodiscard]] at::Tensor dense(const TrainContext& context, const at::Tensor& x,
+                                 const at::Tensor& y, std::span<const double> sigmas,
+                                 const TextKv& text) const;
+  /// The same in a stream, with the block-sparse attention that streams use: one group of frames
+  /// after what the state remembers.
+  [[nodiscard]] at::Tensor sparse(const TrainContext& context, const at::Tensor& x,
+                                  const at::Tensor& y, std::span<const double> sigmas,
+                                  const TextKv& text, SparseSrState& state,
+                                  const SparseBudget& budget) const;
+  /// Memory of a stream of such groups, for `x` as above.
+  [[nodiscard]] SparseSrState make_state(const TrainContext& context, const at::Tensor& x,
+                                         int64_t group_frames, int64_t kv_len) const {
+    return network.make_state(context.ops(), x.size(0), x.size(2) / 2, x.size(3) / 2, group_frames,
+                              kv_len, /*one_ring=*/false);
+  }
+  /// `steps` Euler steps from noise at sigma 1 to 0 with the dense form.
+  [[nodiscard]] at::Tensor sample(const TrainContext& context, const at::Tensor& noise,
+                                  const at::Tensor& y, const TextKv& text, int64_t steps,
+                                  double shift) const;
+};
+
+/// One set of parameters, bound for each of config.cascade.scales.
+struct Refiner {
+  std::shared_ptr<ParameterSet> parameters;
+  std::map<int64_t, RefinerNetwork> scales;
+
+  [[nodiscard]] const RefinerNetwork& at(int64_t scale) const { return scales.at(scale); }
+  /// From `init` (as init.refiner), else from the generator of init.generator, whose patch
+  /// embedding gets a zero column for every channel of the condition (ultra-flash-training 2.1):
+  /// the flow is then that of the generator's first blocks, whatever the condition.
+  static Result<Refiner> open(const TrainContext& context, const std::string& init, bool trainable);
+  /// Another one with the values of this one.
+  [[nodiscard]] Result<Refiner> copy(const TrainContext& context, bool trainable) const;
+};
+
+/// L1 between what the frozen decoder makes of two latents of one clip, and between the differences
+/// to neighbours: `frames` latent frames of the first `clips` ones, drawn for this step and
+/// purpose, after one more that gives the decoder's state. It stands for the perceptual distance of
+/// the published recipes, which needs a network trained on other data. Gradients reach `x` alone.
+at::Tensor picture_distance(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                            const at::Tensor& x, const at::Tensor& truth, int64_t clips,
+                            int64_t frames, int64_t step, int64_t purpose);
+
+}  // namespace ultraflash

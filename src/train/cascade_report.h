@@ -1,0 +1,69 @@
+// CascadeReport: what the stages above the generator make of held-out clips of one scale, beside
+// bicubic enlargement of the small clip and the autoencoder's own reconstruction of the large one.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "media/frame.h"
+#include "train/journal.h"
+#include "train/latent_bank.h"
+#include "train/objective.h"
+#include "train/pair_bank.h"
+
+namespace ultraflash {
+
+class CascadeReport {
+ public:
+  /// config.cascade.eval_clips clips.
+  static Result<std::unique_ptr<CascadeReport>> open(const TrainContext& context,
+                                                     PairAutoencoders autoencoders, int64_t scale);
+
+  /// Latents f32 [eval_clips, eval_frames, h, w, c] at the base size and enlarged, and captions
+  /// that name everything.
+  [[nodiscard]] const PairLatents& latents() const { return latents_; }
+  [[nodiscard]] const TokenBatch& tokens() const { return tokens_; }
+
+  /// Decodes latents of the large size and measures them under `name`; a second call of that name
+  /// replaces the first.
+  void add(const std::string& name, const at::Tensor& latents);
+
+  /// Of bicubic enlargement, of all that was added, and of the autoencoder:
+  ///   psnr_<name>_<scale>x       in dB, inside the boxes around objects (everywhere for clips that
+  ///                              are no scenes)
+  ///   sharpness_<name>_<scale>x  mean difference between neighbours there, as a part of the
+  ///   truth's texture_<name>_<scale>x    percentage of objects whose texture is the named one
+  [[nodiscard]] Measures measures() const;
+  /// A row a clip, a column for each of these and at last the truth: the middle frame around the
+  /// first object.
+  [[nodiscard]] RgbImage sheet(int64_t clips) const;
+
+ private:
+  struct Entry {
+    std::string name;
+    at::Tensor pictures;  // u8 [clips, frames, height, width, 3]
+    Measures measures;
+  };
+
+  CascadeReport(const TrainContext& context, PairAutoencoders autoencoders, int64_t scale)
+      : context_(context), autoencoders_(std::move(autoencoders)), scale_(scale) {}
+  [[nodiscard]] Entry measured(const std::string& name, const at::Tensor& pictures) const;
+  [[nodiscard]] at::Tensor object_boxes() const;
+
+  const TrainContext& context_;
+  PairAutoencoders autoencoders_;
+  int64_t scale_;
+  std::unique_ptr<TrainingClips> clips_;
+  at::Tensor truth_;  // u8 [clips, frames, height, width, 3] on the CPU, without the first frames
+  at::Tensor boxes_;  // f32 [clips, frames, height, width], 1 inside
+  PairLatents latents_;
+  TokenBatch tokens_;
+  std::vector<Entry> entries_;  // bicubic, autoencoder, then what was added
+};
+
+}  // namespace ultraflash

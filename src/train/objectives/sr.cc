@@ -1,0 +1,92 @@
+// The super-resolution transformer, from a text-to-video one: it learns the flow of large latents
+// with the upsampled small ones as condition, under dense chunk-causal attention.
+// ultra-flash-training section 2.
+#include "ops/autograd/torch_tensor.h"
+#include "train/objective.h"
+#include "train/refiner_data.h"
+
+namespace ultraflash {
+namespace {
+
+class SrObjective final : public Objective {
+ public:
+  explicit SrObjective(TrainContext& context) : context_(context) {}
+
+  Status bind() {
+    const TrainConfig& config = context_.config;
+    UF_ASSIGN(data_, RefinerData::open(context_));
+    UF_ASSIGN(refiner_, Refiner::open(context_, config.init.refiner, /*trainable=*/true));
+    UF_ASSIGN(averaged_, refiner_.copy(context_, /*trainable=*/false));
+    for (const auto& [scale, network] : refiner_.scales) {
+      const int64_t chunk = network.network.config().stream_chunk_size;
+      if (config.cascade.frames % chunk == 0 && config.cascade.eval_frames % chunk == 0) continue;
+      return make_status(StatusCode::kInvalidArgument,
+                         "cascade: frames {} and eval_frames {} must be multiples of the recipe's "
+                         "stream_chunk_size {}",
+                         config.cascade.frames, config.cascade.eval_frames, chunk);
+    }
+    trained_.name = "refiner";
+    trained_.parameters = refiner_.parameters;
+    trained_.begin(config.optimizer, &config.ema);
+    return {};
+  }
+
+  std::vector<TrainedSet*> sets() override { return {&trained_}; }
+
+  Status start(int64_t first_step) override {
+    data_->fill(first_step);
+    return {};
+  }
+
+  void step(int64_t step, double lr_factor, Meter& meter) override {
+    const TrainConfig& config = context_.config;
+    data_->advance(step);
+    const RefinerData::Batch batch = data_->sample(step, config.cascade.frames, /*may_drop=*/true);
+    const std::vector<double> sigmas = data_->draw_sigmas(step);
+    const RefinerNetwork& network = refiner_.at(data_->of_step(step).scale);
+    const at::Tensor noise = at::randn_like(batch.z);
+    const at::Tensor x = add_noise(batch.z, noise, sigma_tensor(context_, sigmas, config.batch));
+    const TextKv text = network.text(context_, batch.embeddings);
+    const at::Tensor v = network.dense(context_, x, batch.y, sigmas, text);
+    const at::Tensor loss = (v - (noise - batch.z)).square().mean();
+    loss.backward();
+    meter.add("loss", loss);
+    if (!data_->one_size()) meter.add(fmt::format("loss_{}x", data_->of_step(step).scale), loss);
+    meter.add("gradient_norm", trained_.update(lr_factor));
+  }
+
+  Measures evaluate() override {
+    averaged_.parameters->assign(trained_.best());
+    return data_->evaluate([&](int64_t scale, const at::Tensor& y, const Tensor& embeddings,
+                               const RefinerData::Add& add) {
+      const RefinerNetwork& network = averaged_.at(scale);
+      const FlowConfig& flow = context_.config.flow;
+      const at::Tensor noise = at::randn_like(y);
+      const TextKv text = network.text(context_, embeddings);
+      add("one_step", network.sample(context_, noise, y, text, 1, 1.0));
+      add("refined",
+          network.sample(context_, noise, y, text, flow.sample_steps, flow.sample_shift));
+    });
+  }
+
+  std::optional<RgbImage> sheet() override { return data_->sheet(); }
+
+  Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
+    const CascadeSpec* cascade = context_.recipe.cascade(context_.config.cascade.scales[0]);
+    return publish_sets(context_, out, {{trained_, cascade->refiner->checkpoint}});
+  }
+
+ private:
+  TrainContext& context_;
+  Refiner refiner_, averaged_;
+  TrainedSet trained_;
+  std::unique_ptr<RefinerData> data_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Objective>> make_sr_objective(TrainContext& context) {
+  return open_objective<SrObjective>(context);
+}
+
+}  // namespace ultraflash

@@ -1,0 +1,157 @@
+// Causal latent upsampler of one scale, on pairs of latents of small and large clips:
+// ultra-flash-training 3.1. A window of a clip is enlarged frame after frame through the memories,
+// with gradients through them; what comes before the window only gives the state.
+//
+// In place of the learned perceptual distance of the paper's neighbours, decoded pictures are
+// compared by their values and by their differences to neighbours, with what the same decoder makes
+// of the true latents.
+#include <algorithm>
+
+#include "ops/autograd/torch_tensor.h"
+#include "train/cascade.h"
+#include "train/cascade_report.h"
+#include "train/generator.h"
+#include "train/objective.h"
+#include "train/pictures.h"
+
+namespace ultraflash {
+namespace {
+
+enum : int64_t { kWindowDraw = 1, kPictureDraw = 2, kDamageDraw = 3 };
+constexpr int64_t kSheetRows = 12;
+
+class UpsamplerObjective final : public Objective {
+ public:
+  explicit UpsamplerObjective(TrainContext& context) : context_(context) {}
+
+  Status bind() {
+    const TrainConfig& config = context_.config;
+    if (config.cascade.scales.size() != 1) {
+      return make_status(StatusCode::kInvalidArgument,
+                         "cascade.scales: an upsampler has one scale, these are {}",
+                         config.cascade.scales.size());
+    }
+    scale_ = config.cascade.scales[0];
+    UF_ASSIGN(autoencoders_, PairAutoencoders::open(context_, scale_));
+    UF_ASSIGN(upsampler_,
+              UpsamplerNetwork::open(context_, config.init.upsampler, scale_, /*trainable=*/true));
+    UF_ASSIGN(averaged_,
+              UpsamplerNetwork::open(context_, config.init.upsampler, scale_, /*trainable=*/false));
+    trained_.name = "upsampler";
+    trained_.parameters = upsampler_.parameters;
+    trained_.begin(config.optimizer, &config.ema);
+    UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
+    UF_ASSIGN(CaptionTokenizer tokenizer, CaptionTokenizer::open(context_));
+    tokenizer_ = std::make_unique<CaptionTokenizer>(std::move(tokenizer));
+    bank_ = std::make_unique<PairBank>(context_, autoencoders_, *clips_, *tokenizer_, scale_);
+    return {};
+  }
+
+  std::vector<TrainedSet*> sets() override { return {&trained_}; }
+
+  Status start(int64_t first_step) override {
+    bank_->fill(first_step);
+    return {};
+  }
+
+  void step(int64_t step, double lr_factor, Meter& meter) override {
+    const TrainConfig& config = context_.config;
+    const UpsamplerConfig& c = config.upsampler;
+    bank_->advance(step);
+    const StreamWindow window =
+        StreamWindow::draw(context_, step, kWindowDraw, upsampler_.reach(), config.cascade.frames);
+    const PairBatch batch = bank_->sample(step, config.batch, 0.0, window.range());
+    const auto shown = [&](const at::Tensor& x) { return x.narrow(1, window.lead, window.frames); };
+    const at::Tensor z = shown(batch.high);
+    const bool from_damaged =
+        batch.damaged.defined() && context_.progress >= c.degraded_after &&
+        StepRandom::shared(context_, step, kDamageDraw).uniform() < c.degraded_share;
+    const at::Tensor l = from_damaged ? batch.damaged : batch.low;
+    const at::Tensor u = upsampler_.run_window(context_, l, window.lead);
+    const at::Tensor error = u - z;
+    const at::Tensor distance = (error.square() + c.eps * c.eps).sqrt().mean();
+    at::Tensor loss = distance;
+    // Differences of the error are errors of the differences.
+    if (window.frames > 1) loss = loss + c.temporal * difference(error, 1).abs().mean();
+    if (c.pool > 0.0) {
+      const at::Tensor pool = (pooled(u) - shown(l)).abs().mean();
+      loss = loss + c.pool * pool;
+      meter.add("pool", pool);
+    }
+    if (c.picture > 0.0 && !clips_->encoded() && context_.progress >= c.picture_after) {
+      const at::Tensor picture =
+          picture_distance(context_, autoencoders_.large, u, z, c.picture_clips, c.picture_frames,
+                           step, kPictureDraw);
+      loss = loss + c.picture * picture;
+      meter.add("picture", picture);
+    }
+    loss.backward();
+    meter.add("loss", loss);
+    meter.add("distance", distance);
+    meter.add("gradient_norm", trained_.update(lr_factor));
+  }
+
+  Measures evaluate() override {
+    if (!prepare_report()) return {};
+    const at::NoGradGuard no_grad;
+    averaged_.parameters->assign(trained_.best());
+    const PairLatents& truth = report_->latents();
+    const at::Tensor u = averaged_.run_window(context_, truth.low, 0);
+    report_->add("upsampled", u);
+    Measures measures = report_->measures();
+    const auto add = [&](const char* name, const at::Tensor& value) {
+      measures.emplace_back(fmt::format("{}_{}x", name, scale_), value.item<double>());
+    };
+    const at::Tensor bicubic =
+        resized(truth.low, truth.high.size(2), truth.high.size(3), ResizeFilter::kBicubic);
+    add("latent_l1_upsampled", (u - truth.high).abs().mean());
+    add("latent_l1_bicubic", (bicubic - truth.high).abs().mean());
+    // What the loss of averages would be for the truth.
+    add("pool_of_truth", (pooled(truth.high) - truth.low).abs().mean());
+    return measures;
+  }
+
+  std::optional<RgbImage> sheet() override {
+    if (!prepare_report()) return std::nullopt;
+    return report_->sheet(kSheetRows);
+  }
+
+  Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
+    return publish_sets(context_, out,
+                        {{trained_, context_.recipe.cascade(scale_)->upsampler->checkpoint}});
+  }
+
+ private:
+  // Means over scale x scale cells.
+  [[nodiscard]] at::Tensor pooled(const at::Tensor& x) const {
+    return resized(x, x.size(2) / scale_, x.size(3) / scale_, ResizeFilter::kArea);
+  }
+
+  bool prepare_report() {
+    if (context_.config.cascade.eval_clips == 0) return false;
+    if (report_) return true;
+    Result<std::unique_ptr<CascadeReport>> report =
+        CascadeReport::open(context_, autoencoders_, scale_);
+    if (!report.ok()) throw Error(report.status());
+    report_ = *std::move(report);
+    return true;
+  }
+
+  TrainContext& context_;
+  int64_t scale_ = 2;
+  PairAutoencoders autoencoders_;
+  UpsamplerNetwork upsampler_, averaged_;
+  TrainedSet trained_;
+  std::unique_ptr<TrainingClips> clips_;
+  std::unique_ptr<CaptionTokenizer> tokenizer_;
+  std::unique_ptr<CascadeReport> report_;
+  std::unique_ptr<PairBank> bank_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Objective>> make_upsampler_objective(TrainContext& context) {
+  return open_objective<UpsamplerObjective>(context);
+}
+
+}  // namespace ultraflash
