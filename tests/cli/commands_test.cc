@@ -20,8 +20,9 @@ class CommandsTest : public CliTest {
 };
 
 const std::vector<std::string> kEngineOptions = {
-    "--recipe", "--weights",   "--random-weights", "--weights-seed", "--scale",  "--device",
-    "--dtype",  "--attention", "--memory-limit",   "--threads",      "--window", "--sink"};
+    "--recipe",  "--weights", "--random-weights", "--weights-seed", "--scale",
+    "--device",  "--dtype",   "--attention",      "--memory-limit", "--cuda-graphs",
+    "--overlap", "--threads", "--window",         "--sink"};
 const std::vector<std::string> kStreamOptions = {"--seed",
                                                  "--trim",
                                                  "--condition-noise",
@@ -44,7 +45,7 @@ std::map<std::string, std::vector<std::string>> all_options() {
         "--encoder-preset", "--save-lr", "--enlarge"}},
       {"verify",
        {"files", "--device", "--dtype", "--inject-masks", "--tolerance", "--threads", "--json"}},
-      {"bench", {"--clips", "--no-encode", "--json-file"}},
+      {"bench", {"--clips", "--no-encode", "--json-file", "--operations", "--trace"}},
       {"inspect", {"file", "--tensors", "--count", "--json"}},
       {"convert",
        {"input", "output", "--dtype", "--lora", "--lora-scale", "--shard", "--key", "--output-key",
