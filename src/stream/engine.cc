@@ -5,7 +5,6 @@
 
 #include "core/check.h"
 #include "core/host_info.h"
-#include "ops/devices.h"
 #include "stream/networks.h"
 #include "stream/pipeline.h"
 #include "stream/session.h"
@@ -41,13 +40,9 @@ class Engine::Impl {
         networks(std::move(networks_in)) {}
 
   [[nodiscard]] Result<std::unique_ptr<Executor>> new_executor(bool urgent = false) const {
-    ExecutorOptions executor_options;
+    ExecutorOptions executor_options = networks->executor_options(options);
     const bool gpu = networks->executor->device().type == DeviceType::kCuda;
-    executor_options.device = gpu ? device_name(networks->executor->device()) : options.device;
-    executor_options.threads = options.threads;
-    executor_options.cuda_graphs = options.cuda_graphs;
-    executor_options.fp8_attention = networks->fp8_attention;
-    executor_options.fp8_products = networks->fp8_products;
+    if (gpu) executor_options.device = device_name(networks->executor->device());
     executor_options.urgent = urgent;
     // Without a limit of the user's, what the machine has is the limit; on a GPU load_networks has
     // counted everything, and the driver knows what there is.

@@ -6,7 +6,6 @@
 
 #include "core/check.h"
 #include "core/host_info.h"
-#include "ops/devices.h"
 #include "stream/memory_plan.h"
 #include "weights/lora.h"
 
@@ -291,6 +290,16 @@ std::vector<NetworkFile> network_files(const RecipeData& recipe, int64_t scale) 
   return files;
 }
 
+ExecutorOptions NetworkSet::executor_options(const EngineOptions& options) const {
+  ExecutorOptions result;
+  result.device = options.device;
+  result.threads = options.threads;
+  result.cuda_graphs = options.cuda_graphs;
+  result.fp8_products = fp8_products;
+  result.fp8_attention = fp8_attention;
+  return result;
+}
+
 Result<std::shared_ptr<const NetworkSet>> load_networks(const RecipeData& recipe,
                                                         const EngineOptions& options,
                                                         const std::filesystem::path& shipped) {
@@ -307,13 +316,8 @@ Result<std::shared_ptr<const NetworkSet>> load_networks(const RecipeData& recipe
   }
   UF_ASSIGN(set->compute, choose_dtype(options));
   UF_ASSIGN(set->fp8_attention, choose_fp8_attention(options, set->compute));
-  ExecutorOptions executor_options;
-  executor_options.device = options.device;
-  executor_options.threads = options.threads;
   set->fp8_products = options.dtype == "fp8";
-  executor_options.fp8_products = set->fp8_products;
-  executor_options.fp8_attention = set->fp8_attention;
-  UF_ASSIGN(std::unique_ptr<Executor> executor, make_executor(executor_options));
+  UF_ASSIGN(std::unique_ptr<Executor> executor, make_executor(set->executor_options(options)));
   set->executor = std::move(executor);
   UF_TRY(check_memory(set->recipe, options, *set));
 

@@ -15,6 +15,7 @@
 #include "models/umt5.h"
 #include "models/wan_dit.h"
 #include "models/wan_vae.h"
+#include "ops/devices.h"
 #include "stream/recipe_data.h"
 #include "text/tokenizer.h"
 #include "ultraflash/engine.h"
@@ -49,6 +50,8 @@ struct NetworkSet {
   bool random_weights = false;
 
   [[nodiscard]] const CascadeSpec& cascade() const { return *recipe.cascade(scale); }
+  /// Of every executor that runs these networks.
+  [[nodiscard]] ExecutorOptions executor_options(const EngineOptions& options) const;
 };
 
 /// One checkpoint that a recipe needs.

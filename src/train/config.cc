@@ -155,6 +155,13 @@ Status TrainConfig::validate() const {
         "self_forcing: critic_per_generator is at least 1, 0 < min_sigma < max_sigma <= "
         "1");
   }
+  if (self_forcing.stream_frames != 0 &&
+      (self_forcing.stream_frames < bank.latent_frames || self_forcing.window_frames == 0)) {
+    return invalid(fmt::format(
+        "self_forcing.stream_frames is {}; it is 0, or at least bank.latent_frames ({}) and needs "
+        "a window_frames that the stream moves through",
+        self_forcing.stream_frames, bank.latent_frames));
+  }
   if (!(self_forcing.gan_r1_weight >= 0.0) || !(self_forcing.gan_r2_weight >= 0.0) ||
       !(self_forcing.gan_r1_sigma > 0.0) || !(self_forcing.gan_r2_sigma > 0.0) ||
       !(self_forcing.gan_denoising_weight >= 0.0) ||

@@ -278,6 +278,9 @@ struct SelfForcingConfig {
   double discriminator_lr_ratio = 1.0;  // of the heads, to critic_optimizer.lr
   int64_t window_frames = 0;            // of the KV cache; 0: all frames
   int64_t sink_frames = 0;
+  /// Above bank.latent_frames: the clip that is scored is the end of a stream of up to so many
+  /// latent frames, how many is drawn for every update; what leads there has no gradient.
+  int64_t stream_frames = 0;
 
   template <typename Visitor>
   void visit_fields(Visitor& visit) {
@@ -302,6 +305,7 @@ struct SelfForcingConfig {
     visit("discriminator_lr_ratio", discriminator_lr_ratio);
     visit("window_frames", window_frames);
     visit("sink_frames", sink_frames);
+    visit("stream_frames", stream_frames);
   }
 };
 

@@ -42,7 +42,8 @@ at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generat
   const int64_t batch = noise.size(0);
   const int64_t frames = noise.size(1);
   const int64_t chunks = frames / plan.chunk_frames;
-  UF_CHECK(frames % plan.chunk_frames == 0 && static_cast<int64_t>(exits.size()) == chunks,
+  const int64_t first = chunks - static_cast<int64_t>(exits.size());  // that counts
+  UF_CHECK(frames % plan.chunk_frames == 0 && first >= 0 && first < chunks,
            "{} frames and {} exits", frames, exits.size());
   // In the graph once: the passes without gradient use their values.
   const TextKv text = generator.text(context, embeddings);
@@ -87,16 +88,23 @@ at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generat
       const Tensor flow = run_causal(ops, network, from_torch(z), state, pass);
       return z - plan.sigmas[step] * to_torch(flow);
     };
-    const auto exit = static_cast<size_t>(exits[static_cast<size_t>(chunk)]);
+    const bool counts = chunk >= first;
+    const auto exit = counts ? static_cast<size_t>(exits[static_cast<size_t>(chunk - first)])
+                             : plan.sigmas.size() - 1;
     for (size_t step = 0; step < exit; ++step) {
       const at::NoGradGuard no_grad;
       const at::Tensor x0 = denoised(step);
       z = at::lerp(x0, at::randn_like(x0), plan.sigmas[step + 1]);
     }
-    output.push_back(denoised(exit));
+    at::Tensor clean;
+    {
+      const at::AutoGradMode here(gradient && counts);
+      clean = denoised(exit);
+    }
+    if (counts) output.push_back(clean);
     if (chunk + 1 == chunks) break;
     const at::NoGradGuard no_grad;
-    at::Tensor clean = output.back().detach();
+    clean = clean.detach();
     if (plan.context_sigma > 0.0) {
       clean = at::lerp(clean, at::randn_like(clean), plan.context_sigma);
     }

@@ -24,10 +24,11 @@ struct RolloutPlan {
   static Result<RolloutPlan> make(const TrainContext& context);
 };
 
-/// noise f32 [batch, frames, h, w, c] -> latents of that shape. `exits` has the index of the step
-/// that each chunk ends at; with `gradient` that step alone records a graph. Keys and values of
-/// earlier chunks come from context passes and are constants (wan-self-forcing 8.3). Fresh noise
-/// comes from the device's generator.
+/// noise f32 [batch, frames, h, w, c] -> latents of the last chunks, as many as `exits` has values:
+/// the index of the step that each ends at; with `gradient` that step alone records a graph. Keys
+/// and values of earlier chunks come from context passes and are constants (wan-self-forcing 8.3).
+/// Chunks before those are the stream that leads there, through all steps and without gradient.
+/// Fresh noise comes from the device's generator.
 at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generator,
                     const RolloutPlan& plan, const at::Tensor& noise, const Tensor& embeddings,
                     const std::vector<int64_t>& exits, bool gradient);

@@ -98,6 +98,27 @@ TEST(Rollout, RecomputedGradientsHaveTheSameBits) {
   }
 }
 
+// A stream leads up to the clip: the same latents, and no gradient from before it.
+TEST(Rollout, AStreamLeadsToTheClipThatCounts) {
+  Fixture f;
+  f.plan.window_frames = 6;
+  f.plan.sink_frames = 3;
+  f.context.seed_step(3);
+  const at::Tensor noise = at::randn({2, 12, 6, 8, 16}).set_requires_grad(true);
+  const auto last = static_cast<int64_t>(f.plan.sigmas.size()) - 1;
+  f.context.seed_step(4);
+  const at::Tensor whole = roll_out(f.context, f.generator, f.plan, noise, f.embeddings,
+                                    {last, last, last, 0}, /*gradient=*/false);
+  f.context.seed_step(4);
+  const at::Tensor clip = roll_out(f.context, f.generator, f.plan, noise, f.embeddings, {last, 0},
+                                   /*gradient=*/true);
+  ASSERT_EQ(clip.size(1), 6);
+  EXPECT_TRUE(at::equal(clip.detach(), whole.narrow(1, 6, 6)));
+  clip.square().sum().backward();
+  EXPECT_EQ(noise.grad().narrow(1, 0, 9).abs().max().item<float>(), 0.0F);
+  EXPECT_GT(noise.grad().narrow(1, 9, 3).abs().max().item<float>(), 0.0F);
+}
+
 TEST(Rollout, TheFirstChunkDoesNotDependOnTheSecond) {
   Fixture f;
   const std::vector<int64_t> exits = {0, 0};

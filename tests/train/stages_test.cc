@@ -210,6 +210,17 @@ TEST(Stages, FollowEachOtherAndLoadIntoTheEngine) {
                          loss + R"("})");
     expect_exact_resume(forcing, folder, 6, 3);
   }
+  {
+    SCOPED_TRACE("clips at the end of streams");
+    TrainOptions forcing =
+        folder.stage("self_forcing", "self_forcing",
+                     init + R"(, "batch": 2, "steps": 4, "optimizer": {"lr": 1e-4},
+                    "self_forcing": {"critic_per_generator": 2, "window_frames": 6,
+                                     "sink_frames": 3, "stream_frames": 12})");
+    expect_exact_resume(forcing, folder, 4, 2);
+    forcing.set = {"self_forcing.stream_frames=3"};
+    EXPECT_EQ(describe_training(forcing).status().code(), StatusCode::kInvalidArgument);
+  }
 
   // What came out is what the engine reads.
   const Result<Recipe> recipe = Recipe::find((folder / "recipe.json").string());

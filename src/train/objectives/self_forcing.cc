@@ -87,8 +87,14 @@ class SelfForcingObjective final : public Objective {
     const TrainConfig& config = context_.config;
     const double all = forward_cost(context_, config.batch, Visibility::kAll);
     const double causal = forward_cost(context_, config.batch, Visibility::kChunkCausal);
+    const auto steps = static_cast<int64_t>(plan_.timesteps.size());
+    // A stream leads on average over half of what stream_frames has more, through every step.
+    const double lead = 0.5 *
+                        static_cast<double>(std::max<int64_t>(
+                            config.self_forcing.stream_frames - config.bank.latent_frames, 0)) /
+                        static_cast<double>(config.bank.latent_frames);
     const double rollout =
-        causal * rollout_passes(context_, static_cast<int64_t>(plan_.timesteps.size()));
+        causal * (rollout_passes(context_, steps) + lead * static_cast<double>(steps + 1));
     return rollout + kForwardAndBackward * all +
            (rollout + (kForwardAndBackward - 1.0) * causal + 3.0 * all) /
                static_cast<double>(config.self_forcing.critic_per_generator);
@@ -109,6 +115,7 @@ class SelfForcingObjective final : public Objective {
   struct Draw {
     std::vector<TokenRow> rows;
     std::vector<int64_t> exits;
+    int64_t lead_frames = 0;  // of the stream before the clip that is scored
     std::vector<double> sigmas;
   };
 
@@ -128,6 +135,11 @@ class SelfForcingObjective final : public Objective {
       const bool repeat = i > 0 && config.self_forcing.same_exit_step;
       result.exits.push_back(repeat ? result.exits[0] : exits.below(steps));
     }
+    if (config.self_forcing.stream_frames > 0) {
+      const int64_t most =
+          (config.self_forcing.stream_frames - config.bank.latent_frames) / plan_.chunk_frames;
+      result.lead_frames = exits.below(most + 1) * plan_.chunk_frames;
+    }
     for (int64_t i = 0; i < config.batch; ++i) {
       const int64_t clip = random.below(int64_t{1} << 30);
       result.rows.push_back(
@@ -146,9 +158,9 @@ class SelfForcingObjective final : public Objective {
     return text_.run(context_, CaptionTokenizer::batch(pointers));
   }
 
-  [[nodiscard]] at::Tensor draw_noise(int64_t count) const {
+  [[nodiscard]] at::Tensor draw_noise(int64_t count, int64_t lead_frames) const {
     const GeneratorSpec& spec = context_.recipe.generator;
-    return at::randn({count, context_.config.bank.latent_frames, spec.latent_height,
+    return at::randn({count, lead_frames + context_.config.bank.latent_frames, spec.latent_height,
                       spec.latent_width, spec.network.in_dim},
                      context_.f32());
   }
@@ -196,8 +208,9 @@ class SelfForcingObjective final : public Objective {
     const Draw d = draw(step, kGeneratorDraw);
     context_.seed_step(step, kGeneratorDraw);
     const Subject about = subject(d, step, kGeneratorDraw);
-    const at::Tensor x = roll_out(context_, generator_, plan_, draw_noise(config.batch),
-                                  about.embeddings, d.exits, /*gradient=*/true);
+    const at::Tensor x =
+        roll_out(context_, generator_, plan_, draw_noise(config.batch, d.lead_frames),
+                 about.embeddings, d.exits, /*gradient=*/true);
     const at::Tensor sigma = sigma_tensor(context_, d.sigmas, config.batch);
     const at::Tensor noise = at::randn_like(x);
     at::Tensor loss;
@@ -237,8 +250,9 @@ class SelfForcingObjective final : public Objective {
     const Draw d = draw(step, kCriticDraw);
     context_.seed_step(step, kCriticDraw);
     const Subject about = subject(d, step, kCriticDraw);
-    const at::Tensor x = roll_out(context_, generator_, plan_, draw_noise(config.batch),
-                                  about.embeddings, d.exits, /*gradient=*/false);
+    const at::Tensor x =
+        roll_out(context_, generator_, plan_, draw_noise(config.batch, d.lead_frames),
+                 about.embeddings, d.exits, /*gradient=*/false);
     const at::Tensor sigma = sigma_tensor(context_, d.sigmas, config.batch);
     const at::Tensor noise = at::randn_like(x);
     const at::Tensor x_t = add_noise(x, noise, sigma);

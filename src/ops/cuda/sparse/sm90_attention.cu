@@ -1,41 +1,14 @@
 // Checks, tensor maps and launch of the Hopper block-sparse attention.
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "ops/cuda/sm90/tensor_maps.h"
 #include "ops/cuda/sparse/sm90_attention.cuh"
 #include "ops/cuda/sparse/sm90_attention.h"
 
 namespace ultraflash::cuda::sm90 {
 namespace {
-
-PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                       cudaEnableDefault, &found) != cudaSuccess ||
-      found != cudaDriverEntryPointSuccess) {
-    return nullptr;
-  }
-  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
-}
-
-/// Rows of `dim` bf16, seen as [dim / 64][rows][64], in boxes of 128 rows and one head.
-bool make_map(CUtensorMap* map, const void* data, int64_t rows, int64_t dim, int64_t head_dim) {
-  static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_encoder();
-  if (encode == nullptr) return false;
-  const cuuint64_t sizes[3] = {64, static_cast<cuuint64_t>(rows),
-                               static_cast<cuuint64_t>(dim / 64)};
-  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(dim) * 2, 128};
-  const cuuint32_t box[3] = {64, kBlock, static_cast<cuuint32_t>(head_dim / 64)};
-  const cuuint32_t steps[3] = {1, 1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes, strides,
-                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
 
 template <int HEAD_DIM>
 cudaError_t launch(const CUtensorMap (&maps)[3], const AttentionParams& params, int ctas,
@@ -78,9 +51,11 @@ cudaError_t launch_attention(const SparseShape& shape, const BlockSparseArgs& ar
   CUtensorMap maps[3];
   const int64_t query_rows = shape.batch * shape.query_blocks() * kBlock;
   const int64_t key_rows = shape.batch * shape.capacity_blocks * shape.spatial_blocks() * kBlock;
-  if (!make_map(&maps[0], args.q, query_rows, shape.dim(), shape.head_dim) ||
-      !make_map(&maps[1], args.k, key_rows, shape.dim(), shape.head_dim) ||
-      !make_map(&maps[2], args.v, key_rows, shape.dim(), shape.head_dim)) {
+  const auto map = [&](CUtensorMap& to, const void* data, int64_t rows) {
+    return map_rows_bf16(&to, data, rows, shape.dim(), shape.head_dim, shape.dim());
+  };
+  if (!map(maps[0], args.q, query_rows) || !map(maps[1], args.k, key_rows) ||
+      !map(maps[2], args.v, key_rows)) {
     return cudaErrorInvalidValue;
   }
   AttentionParams params{};
