@@ -63,9 +63,8 @@ SparseSrState SparseSrDit::make_state(Executor& ops, int64_t batch, int64_t heig
   const int64_t dim = config_.transformer.dim;
   const DType dtype = transformer_.compute();
   for (int64_t i = 0; i < config_.transformer.num_layers; ++i) {
-    state.layers.push_back({ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
-                            ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
-                            ops.empty(dtype, {batch, blocks, dim})});
+    state.layers.push_back(
+        ops.window_cache(dtype, batch, blocks, config_.window, dim, config_.transformer.num_heads));
   }
   return state;
 }
