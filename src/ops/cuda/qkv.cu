@@ -290,7 +290,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   const int warps = static_cast<int>(blockDim.x) / 32;
   __syncthreads();
 
-#pragma unroll
+#pragma unroll 1  // all of it at once needs more registers than there are
   for (int first = 0; first < kGroup; first += kAtOnce) {
     Lines next;
     if (first + kAtOnce < kGroup) fetch(next, first + kAtOnce);

@@ -127,8 +127,9 @@ struct Bf16Tiles {
 /// 2^-12 of the largest are still rounded to four bits and those below 2^-16 of it vanish, and a
 /// later score may be 2.8 (in units of log2) above before the shift must move.
 ///
-/// Tensor cores add e4m3 products with about 14 bits and cut off the rest. So output is summed
-/// there over kRun blocks (32 additions of 32 products) and those sums are added in f32.
+/// Tensor cores add e4m3 products with about 14 bits and cut off the rest, of each product: over 8
+/// blocks (32 additions of 32 products) values of one sign came out 1.6 % low on an H200. So output
+/// is summed there over kRun blocks alone, and those sums are added in f32.
 struct Fp8Tiles {
   using Element = uint8_t;
   static constexpr int kHeadDim = 128;
