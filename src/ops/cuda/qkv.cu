@@ -290,7 +290,8 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   const int warps = static_cast<int>(blockDim.x) / 32;
   __syncthreads();
 
-#pragma unroll 1  // all of it at once needs more registers than there are
+  // All rounds at once need more registers than there are.
+#pragma unroll 1
   for (int first = 0; first < kGroup; first += kAtOnce) {
     Lines next;
     if (first + kAtOnce < kGroup) fetch(next, first + kAtOnce);
