@@ -67,9 +67,8 @@ SparseSrState SparseSrDit::make_state(Executor& ops, int64_t batch, int64_t heig
   const int64_t dim = config_.transformer.dim;
   const DType dtype = transformer_.compute();
   for (WindowCache& cache : state.caches) {
-    cache = {ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
-             ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
-             ops.empty(dtype, {batch, blocks, dim})};
+    cache =
+        ops.window_cache(dtype, batch, blocks, config_.window, dim, config_.transformer.num_heads);
   }
   return state;
 }

@@ -76,8 +76,10 @@ void check_window_cache(const WindowCache& cache, const WindowGrid& grid, const 
                         int64_t batch, int64_t dim, DType dtype, const char* op) {
   const Shape expected{batch, place.capacity_blocks * grid.spatial_blocks(), grid.window.tokens(),
                        dim};
-  UF_CHECK(cache.k.defined() && cache.k.shape() == expected && cache.k.dtype() == dtype &&
-               cache.v.shape() == expected && cache.v.dtype() == dtype,
+  const bool own = cache.scales.defined();  // the executor's own layout
+  UF_CHECK(cache.k.defined() && cache.v.defined() && cache.k.shape() == expected &&
+               cache.v.dtype() == cache.k.dtype() && cache.v.numel() == expected.numel() &&
+               (own || (cache.k.dtype() == dtype && cache.v.shape() == expected)),
            "{}: cache {} and {}, expected {}", op, cache.k.to_string(), cache.v.to_string(),
            expected.to_string());
   UF_CHECK(cache.pooled_k.defined() && cache.pooled_k.shape() == (Shape{batch, expected[1], dim}),
@@ -309,6 +311,19 @@ KvCache Executor::kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t d
   UF_CHECK(batch > 0 && tokens >= 0, "kv_cache: {} tokens of {} samples", tokens, batch);
   require_heads(dim, heads, "kv_cache");
   return do_kv_cache(dtype, batch, tokens, dim, heads);
+}
+
+WindowCache Executor::window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                   const WindowShape& window, int64_t dim, int64_t heads) {
+  UF_CHECK(batch > 0 && blocks >= 0, "window_cache: {} blocks of {} samples", blocks, batch);
+  require_heads(dim, heads, "window_cache");
+  return do_window_cache(dtype, batch, blocks, window, dim, heads);
+}
+
+WindowCache Executor::do_window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                      const WindowShape& window, int64_t dim, int64_t /*heads*/) {
+  const Shape shape{batch, blocks, window.tokens(), dim};
+  return {do_empty(dtype, shape), do_empty(dtype, shape), do_empty(dtype, {batch, blocks, dim})};
 }
 
 KvCache Executor::do_kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,

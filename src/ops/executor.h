@@ -186,6 +186,9 @@ class Executor {
 
   // --- block-sparse attention -------------------------------------------------------------------
 
+  /// As kv_cache(); `blocks` window blocks.
+  [[nodiscard]] WindowCache window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                         const WindowShape& window, int64_t dim, int64_t heads);
   /// As qkv_to_cache for the sparse SR DiT: q in window order with its block means, k, v and block
   /// means of k written into the slots of this group. Padding tokens are zero, count in the means,
   /// and are attended.
@@ -310,6 +313,8 @@ class Executor {
   /// Attention under options.chunk_mask. By default one attention per chunk.
   virtual Tensor do_attention_in_chunks(const Tensor& q, const Tensor& k, const Tensor& v,
                                         int64_t heads, const AttentionOptions& options);
+  virtual WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                      const WindowShape& window, int64_t dim, int64_t heads);
   virtual WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q,
                                             const Tensor& norm_k, float eps, const WindowGrid& grid,
                                             int64_t heads, const GroupPlace& place,

@@ -149,6 +149,7 @@ struct WindowCache {
   Tensor k;
   Tensor v;
   Tensor pooled_k;
+  Tensor scales{};  // of an executor's own layout
 };
 
 /// Queries of a group in window order, as the block-sparse attention wants them.

@@ -112,6 +112,8 @@ class CudaExecutor final : public Executor {
                              int64_t tokens_per_frame, const ChunkPlace& place) override;
   Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                       const AttentionOptions& options) override;
+  WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks,
+                              const WindowShape& window, int64_t dim, int64_t heads) override;
   WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                                     float eps, const WindowGrid& grid, int64_t heads,
                                     const GroupPlace& place, WindowCache& cache) override;
@@ -153,6 +155,15 @@ class CudaExecutor final : public Executor {
 
   // cuda_products.cc
   Tensor joined_parts(const std::vector<Tensor>& parts, DType dtype);
+  /// Rows in e4m3 with a scale each.
+  struct Fp8Rows {
+    Tensor source;  // what they were made of
+    Tensor values;
+    Tensor scales;
+  };
+  [[nodiscard]] bool in_fp8(DType dtype, int64_t rows, int64_t dim) const;
+  Fp8Rows empty_fp8(int64_t rows, int64_t dim);
+  Fp8Rows fp8_rows(const Tensor& x, int64_t rows, int64_t dim);
   bool product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
                       int64_t out, Activation activation, const Tensor& y);
   void product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in, int64_t out,
@@ -204,6 +215,7 @@ class CudaExecutor final : public Executor {
   std::vector<Rotary> rotary_;
   Tensor group_rotary_;  // of the group that update_place saw last
   bool group_rotary_filled_ = false;
+  Fp8Rows ready_;         // of the last norm, until a product has taken it
   Tensor sparse_ticket_;  // what CTAs of block-sparse attention draw their tiles from
 };
 

@@ -1,6 +1,7 @@
 // Matrix products and convolutions: cuBLASLt and cuDNN where they take the shape, else own kernels.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/check.h"
 #include "ops/cuda/cuda_error.h"
@@ -135,23 +136,40 @@ void CudaExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
   conv.prepared = std::move(prepared);
 }
 
+bool CudaExecutor::in_fp8(DType dtype, int64_t rows, int64_t dim) const {
+  return fp8_ && dtype == DType::kBF16 && rows >= kLeastFp8Rows && dim >= kLeastFp8 &&
+         dim % 16 == 0 && kernels::quantises(dim);
+}
+
+CudaExecutor::Fp8Rows CudaExecutor::empty_fp8(int64_t rows, int64_t dim) {
+  return {{}, do_empty(DType::kF8E4M3, {rows, dim}), do_empty(DType::kF32, {rows})};
+}
+
+// What the norm before has made already is not made again.
+CudaExecutor::Fp8Rows CudaExecutor::fp8_rows(const Tensor& x, int64_t rows, int64_t dim) {
+  if (ready_.source.defined() && ready_.source.raw() == x.raw() &&
+      ready_.source.numel() == rows * dim) {
+    return std::exchange(ready_, {});
+  }
+  Fp8Rows made = empty_fp8(rows, dim);
+  kernels::QuantiseArgs args;
+  args.x = x.raw();
+  args.rows = rows;
+  args.dim = dim;
+  args.y = made.values.mutable_raw();
+  args.scales = reinterpret_cast<float*>(made.scales.mutable_raw());
+  kernels::quantise_rows(args, stream_);
+  return made;
+}
+
 bool CudaExecutor::product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight,
                                   int64_t in, int64_t out, Activation activation, const Tensor& y) {
-  const Tensor x8 = do_empty(DType::kF8E4M3, {rows, in});
-  const Tensor scales = do_empty(DType::kF32, {rows});
-  auto* x_scales = reinterpret_cast<float*>(scales.mutable_raw());
-  kernels::QuantiseArgs quantise;
-  quantise.x = x.raw();
-  quantise.rows = rows;
-  quantise.dim = in;
-  quantise.y = x8.mutable_raw();
-  quantise.scales = x_scales;
-  kernels::quantise_rows(quantise, stream_);
+  const Fp8Rows x8 = fp8_rows(x, rows, in);
   ProductArgs args;
   args.dtype = DType::kBF16;
-  args.x = x8.raw();
+  args.x = x8.values.raw();
   args.w = weight.weight8.raw();
-  args.x_scales = x_scales;
+  args.x_scales = floats(x8.scales);
   args.w_scales = floats(weight.scales8);
   args.y = y.mutable_raw();
   args.rows = rows;
@@ -181,7 +199,7 @@ bool CudaExecutor::product_in_fp8(const Tensor& x, int64_t rows, const CudaLinea
 void CudaExecutor::product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
                            int64_t out, Activation activation, const Tensor& y) {
   if (rows * out == 0) return;
-  if (weight.weight8.defined() && rows >= kLeastFp8Rows &&
+  if (weight.weight8.defined() && in_fp8(x.dtype(), rows, in) &&
       product_in_fp8(x, rows, weight, in, out, activation, y)) {
     return;
   }
