@@ -67,8 +67,9 @@ Result<Umt5Config> Umt5Config::detect(const Checkpoint& checkpoint) {
   return config;
 }
 
-Umt5Encoder Umt5Encoder::bind(Loader loader, const Umt5Config& config) {
+Umt5Encoder Umt5Encoder::bind(Loader all, const Umt5Config& config) {
   Umt5Encoder network;
+  Loader loader = all.for_few_rows();
   network.config_ = config;
   network.compute_ = loader.target().compute;
   const int64_t dim = config.dim;

@@ -84,10 +84,11 @@ WanDit WanDit::bind(Loader loader, const WanDitConfig& config, DType time_comput
   network.compute_ = loader.target().compute;
   network.time_compute_ = time_compute;
   const int64_t dim = config.dim;
-  Loader time_loader = loader.with_compute(time_compute);
+  Loader time_loader = loader.with_compute(time_compute).for_few_rows();
+  Loader text_loader = loader.for_few_rows();
   network.patch_embedding_ = loader.patch_embedding("patch_embedding", config.in_dim, dim);
-  network.text_embedding_0_ = loader.linear("text_embedding.0", config.text_dim, dim, true);
-  network.text_embedding_2_ = loader.linear("text_embedding.2", dim, dim, true);
+  network.text_embedding_0_ = text_loader.linear("text_embedding.0", config.text_dim, dim, true);
+  network.text_embedding_2_ = text_loader.linear("text_embedding.2", dim, dim, true);
   network.time_embedding_0_ = time_loader.linear("time_embedding.0", config.freq_dim, dim, true);
   network.time_embedding_2_ = time_loader.linear("time_embedding.2", dim, dim, true);
   network.time_projection_1_ = time_loader.linear("time_projection.1", dim, 6 * dim, true, 0.5F);
@@ -111,7 +112,8 @@ WanDit WanDit::bind(Loader loader, const WanDitConfig& config, DType time_comput
     block.norm3_weight = in_block.vector("norm3.weight", {dim}, ParameterInit::ones());
     block.norm3_bias = in_block.vector("norm3.bias", {dim}, ParameterInit::zeros());
     block.cross_attn.qkv = in_block.linear("cross_attn.q", dim, dim, true);
-    block.cross_attn.kv = in_block.fused_linear({"cross_attn.k", "cross_attn.v"}, dim, dim, true);
+    block.cross_attn.kv =
+        in_block.for_few_rows().fused_linear({"cross_attn.k", "cross_attn.v"}, dim, dim, true);
     block.cross_attn.o = in_block.linear("cross_attn.o", dim, dim, true, branch);
     block.cross_attn.norm_q =
         in_block.vector("cross_attn.norm_q.weight", {dim}, ParameterInit::ones());

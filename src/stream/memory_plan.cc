@@ -62,10 +62,15 @@ uint64_t weight_bytes(const RecipeData& recipe, const MemoryQuestion& q) {
     file.bind(Loader(binder, {}));
     for (const ParameterSpec& spec : binder.specs()) {
       const auto count = static_cast<uint64_t>(spec.shape.numel());
-      bytes += count * dtype_size(q.compute);
-      // Matrices of transformers beside themselves in e4m3.
-      const bool matrix = spec.shape.rank() == 2 && spec.shape[0] >= 1024 && spec.shape[1] >= 1024;
-      if (q.fp8_products && matrix && file.role != "text") bytes += count;
+      // Matrices of transformers in e4m3, but those of text and time (PrepareOptions::few_rows).
+      const bool wide = spec.name.find("text_embedding") != std::string::npos ||
+                        spec.name.find("time_") != std::string::npos ||
+                        spec.name.find("cross_attn.k.") != std::string::npos ||
+                        spec.name.find("cross_attn.v.") != std::string::npos;
+      const bool quantised = q.fp8_products && !wide && file.role != "text" &&
+                             spec.shape.rank() == 2 && spec.shape[0] >= 1024 &&
+                             spec.shape[1] >= 1024;
+      bytes += quantised ? count : count * dtype_size(q.compute);
     }
   }
   return bytes;

@@ -112,8 +112,8 @@ class CudaExecutor final : public Executor {
                              int64_t tokens_per_frame, const ChunkPlace& place) override;
   Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                       const AttentionOptions& options) override;
-  WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks,
-                              const WindowShape& window, int64_t dim, int64_t heads) override;
+  WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks, const WindowShape& window,
+                              int64_t dim, int64_t heads) override;
   WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                                     float eps, const WindowGrid& grid, int64_t heads,
                                     const GroupPlace& place, WindowCache& cache) override;
@@ -164,8 +164,8 @@ class CudaExecutor final : public Executor {
   [[nodiscard]] bool in_fp8(DType dtype, int64_t rows, int64_t dim) const;
   Fp8Rows empty_fp8(int64_t rows, int64_t dim);
   Fp8Rows fp8_rows(const Tensor& x, int64_t rows, int64_t dim);
-  bool product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
-                      int64_t out, Activation activation, const Tensor& y);
+  void product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
+                      const Tensor& y);
   void product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in, int64_t out,
                Activation activation, const Tensor& y);
   Tensor convolution(const Tensor& x, const CudaConv& weight, int64_t kernel_h, int64_t kernel_w,

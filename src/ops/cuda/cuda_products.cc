@@ -10,8 +10,8 @@
 namespace ultraflash::cuda {
 namespace {
 
-// Products in fp8: width from which on weights are quantised, and rows from which on it pays. Time
-// modulation and text, which every token depends on, have fewer rows.
+// Products in fp8: width from which on weights are quantised, and rows from which on a norm makes
+// e4m3 beside its result.
 constexpr int64_t kLeastFp8 = 1024;
 constexpr int64_t kLeastFp8Rows = 1024;
 
@@ -88,7 +88,7 @@ void CudaExecutor::do_prepare(Linear& linear, const PrepareOptions& options) {
     prepared->weight = joined_parts(linear.weights, options.compute);
   }
   // The products of a transformer block; small ones are no faster in fp8.
-  if (fp8_ && !options.streamed && options.compute == DType::kBF16 &&
+  if (fp8_ && !options.streamed && !options.few_rows && options.compute == DType::kBF16 &&
       linear.in_features >= kLeastFp8 && linear.out_features >= kLeastFp8 &&
       linear.in_features % 16 == 0 && linear.out_features % 16 == 0 &&
       kernels::quantises(linear.in_features)) {
@@ -101,6 +101,7 @@ void CudaExecutor::do_prepare(Linear& linear, const PrepareOptions& options) {
     args.y = prepared->weight8.mutable_raw();
     args.scales = reinterpret_cast<float*>(prepared->scales8.mutable_raw());
     kernels::quantise_rows(args, stream_);
+    prepared->weight = Tensor();  // in stream order: what takes its place is written later
   }
   synchronize();  // other executors' streams read it
   linear.prepared = std::move(prepared);
@@ -162,45 +163,47 @@ CudaExecutor::Fp8Rows CudaExecutor::fp8_rows(const Tensor& x, int64_t rows, int6
   return made;
 }
 
-bool CudaExecutor::product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight,
-                                  int64_t in, int64_t out, Activation activation, const Tensor& y) {
-  const Fp8Rows x8 = fp8_rows(x, rows, in);
+void CudaExecutor::product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
+                                  const Tensor& y) {
   ProductArgs args;
   args.dtype = DType::kBF16;
-  args.x = x8.values.raw();
+  args.x = x.values.raw();
   args.w = weight.weight8.raw();
-  args.x_scales = floats(x8.scales);
+  args.x_scales = floats(x.scales);
   args.w_scales = floats(weight.scales8);
   args.y = y.mutable_raw();
-  args.rows = rows;
-  args.in = in;
-  args.out = out;
+  args.rows = x.values.dim(0);
+  args.in = weight.weight8.dim(1);
+  args.out = weight.weight8.dim(0);
   args.bias = bytes(weight.bias);
   args.activation = activation;
   void* workspace = workspace_.mutable_raw();
   const size_t size = workspace_.size_bytes();
-  if (blas_->fuses(args.dtype, activation) && blas_->product(args, workspace, size, stream_)) {
-    return true;
-  }
+  if (blas_->fuses(args.dtype, activation) && blas_->product(args, workspace, size, stream_))
+    return;
   args.activation = Activation::kNone;
   if (activation != Activation::kNone && blas_->product(args, workspace, size, stream_)) {
-    kernels::finish_product(y.mutable_raw(), nullptr, rows, out, activation, stream_);
-    return true;
+    kernels::finish_product(y.mutable_raw(), nullptr, args.rows, args.out, activation, stream_);
+    return;
   }
   args.bias = nullptr;
-  if (!blas_->product(args, workspace, size, stream_)) return false;
-  if (weight.bias.defined() || activation != Activation::kNone) {
-    kernels::finish_product(y.mutable_raw(), floats(weight.bias_f32), rows, out, activation,
-                            stream_);
+  if (!blas_->product(args, workspace, size, stream_)) {
+    throw_error(
+        StatusCode::kUnsupported,
+        "cuBLASLt has no product in fp8 of {} rows with a weight [{}, {}]; use --dtype bf16",
+        args.rows, args.out, args.in);
   }
-  return true;
+  if (weight.bias.defined() || activation != Activation::kNone) {
+    kernels::finish_product(y.mutable_raw(), floats(weight.bias_f32), args.rows, args.out,
+                            activation, stream_);
+  }
 }
 
 void CudaExecutor::product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
                            int64_t out, Activation activation, const Tensor& y) {
   if (rows * out == 0) return;
-  if (weight.weight8.defined() && in_fp8(x.dtype(), rows, in) &&
-      product_in_fp8(x, rows, weight, in, out, activation, y)) {
+  if (weight.weight8.defined()) {
+    product_in_fp8(fp8_rows(x, rows, in), weight, activation, y);
     return;
   }
   const Tensor w =
