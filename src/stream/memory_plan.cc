@@ -92,11 +92,12 @@ MemoryPlan plan_memory(const RecipeData& recipe, const MemoryQuestion& q) {
   const CascadeSpec* cascade = recipe.cascade(q.scale);
   UF_CHECK(cascade != nullptr, "no scale {}", q.scale);
   const auto element = static_cast<uint64_t>(dtype_size(q.compute));
+  const uint64_t cached = q.fp8_attention ? 1 : element;
   MemoryPlan plan;
   plan.weights = weight_bytes(recipe, q);
   const int64_t frame_tokens = g.latent_height / 2 * (g.latent_width / 2);
   plan.generator_cache =
-      2 * element * positive(g.network.num_layers * g.cache_frames * frame_tokens * g.network.dim);
+      2 * cached * positive(g.network.num_layers * g.cache_frames * frame_tokens * g.network.dim);
   plan.text = text_bytes(g.network, q.compute);
   const int64_t chunk_tokens = g.frames_per_chunk * frame_tokens;
   const uint64_t generator = pass_bytes(g.network, chunk_tokens, chunk_tokens, q);
@@ -112,7 +113,8 @@ MemoryPlan plan_memory(const RecipeData& recipe, const MemoryQuestion& q) {
     const WindowGrid grid{{group_frames, rows / 2, columns / 2}, r.network.window};
     const int64_t slots = t.num_layers * std::max<int64_t>(r.kv_len, 1) + grid.temporal_blocks();
     const int64_t blocks = slots * grid.spatial_blocks();
-    plan.refiner_cache = element * positive(blocks * t.dim * (2 * r.network.window.tokens() + 1));
+    plan.refiner_cache =
+        positive(blocks * t.dim) * (2 * cached * positive(r.network.window.tokens()) + element);
     plan.text += text_bytes(t, q.compute);
     rest = pass_bytes(t, grid.grid.tokens(), grid.blocks() * r.network.window.tokens(), q);
   }

@@ -29,6 +29,7 @@ struct MemoryQuestion {
   int64_t scale = 1;
   DType compute = DType::kF32;
   bool fp8_products = false;
+  bool fp8_attention = false;  // and the caches with it
   bool gpu = false;
   bool own_cascade = false;  // generator and cascade at the same time
   bool low_resolution = false;

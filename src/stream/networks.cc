@@ -197,6 +197,7 @@ Status check_memory(const RecipeData& recipe, const EngineOptions& options, cons
   question.scale = set.scale;
   question.compute = set.compute;
   question.fp8_products = set.fp8_products;
+  question.fp8_attention = set.fp8_attention;
   const Device device = set.executor->device();
   question.gpu = device.type == DeviceType::kCuda;
   question.own_cascade = options.overlap;
