@@ -223,6 +223,10 @@ nlohmann::ordered_json to_json(const BenchSettings& settings, const Measured& m)
   json["fps"] = {{"median", percentile(fps, 0.5)},
                  {"min", percentile(fps, 0.0)},
                  {"max", percentile(fps, 1.0)}};
+  // The published clips count what the decoder made, before the first pictures are trimmed.
+  json["frames_decoded_per_clip"] = m.stats.frames_decoded;
+  json["fps_decoded"] = percentile(fps, 0.5) * static_cast<double>(m.stats.frames_decoded) /
+                        static_cast<double>(std::max<int64_t>(m.clips.front().frames, 1));
   json["real_time_factor"] =
       static_cast<double>(m.info.frames_per_second) / std::max(percentile(fps, 0.5), 1e-9);
   json["delivery_interval_seconds"] = {{"p50", percentile(intervals, 0.5)},
@@ -271,6 +275,8 @@ void print(const nlohmann::ordered_json& json, const std::string& recipe) {
       json["fps"]["median"].get<double>(), json["settings"]["clips"].get<int64_t>(),
       json["frames_per_clip"].get<int64_t>(), json["fps"]["min"].get<double>(),
       json["fps"]["max"].get<double>());
+  fmt::print("  of decoded frames    {:8.2f}   ({} a clip)\n", number("fps_decoded"),
+             json["frames_decoded_per_clip"].get<int64_t>());
   if (json.contains("fps_with_encoding")) {
     fmt::print("  with encoding        {:8.2f}   ({})\n", number("fps_with_encoding"),
                json["encoder"].get<std::string>());

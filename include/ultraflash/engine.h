@@ -182,7 +182,8 @@ struct SessionStats {
   };
   std::vector<Stage> stages;
   int64_t chunks = 0;
-  int64_t frames = 0;
+  int64_t frames = 0;          // delivered
+  int64_t frames_decoded = 0;  // those trimmed off the beginning included
   int64_t denoising_passes = 0;
   int64_t context_passes = 0;
   int64_t skipped_context_passes = 0;

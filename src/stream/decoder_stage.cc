@@ -33,6 +33,7 @@ void DecoderStage::reset(int64_t dropped, int64_t limit) {
   to_drop_ = dropped;
   limit_ = limit;
   delivered_ = 0;
+  decoded_ = 0;
 }
 
 float DecoderStage::low() const {
@@ -70,6 +71,7 @@ Tensor DecoderStage::run(const Tensor& latent) {
     const int64_t end = std::min(first + step, frames);
     const Tensor pictures = decode(latent.slice(1, first, end));  // [1, n, 8h, 8w, 3]
     const int64_t made = pictures.dim(1);
+    decoded_ += made;
     const int64_t dropped = std::min(to_drop_, made);
     to_drop_ -= dropped;
     const int64_t room = limit_ > 0 ? limit_ - delivered_ - count : made;

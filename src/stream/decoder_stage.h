@@ -28,6 +28,8 @@ class DecoderStage {
 
   /// Pictures delivered so far.
   [[nodiscard]] int64_t delivered() const { return delivered_; }
+  /// Pictures decoded so far, those that were trimmed or cut off included.
+  [[nodiscard]] int64_t decoded() const { return decoded_; }
 
  private:
   // What the tiny decoder reads and writes for so many latent frames, at fixed addresses.
@@ -47,6 +49,7 @@ class DecoderStage {
   int64_t to_drop_ = 0;
   int64_t limit_ = 0;
   int64_t delivered_ = 0;
+  int64_t decoded_ = 0;
 };
 
 }  // namespace ultraflash

@@ -37,6 +37,7 @@ class Pipeline::Delivery {
   std::vector<std::shared_ptr<Moment>> ready;
   std::vector<Tensor> read_until_then;
   std::vector<Call> calls;
+  int64_t decoded = 0;  // pictures since the stream began
 };
 
 Pipeline::Pipeline(std::shared_ptr<const NetworkSet> networks, std::unique_ptr<Executor> executor,
@@ -366,6 +367,7 @@ std::shared_ptr<Pipeline::Delivery> Pipeline::flush_group(const std::function<vo
     timed(kPictures, cascade_ops_, [&] { small = low_resolution_decoder_->run(group); });
   }
   if (!pictures.defined()) return nullptr;  // all of them were trimmed
+  delivery->decoded = decoder_.decoded();
   frames.count = pictures.dim(0);
   frames.height = pictures.dim(1);
   frames.width = pictures.dim(2);
@@ -417,6 +419,7 @@ Frames Pipeline::finish(Delivery& delivery) {
     if (options_.trace) add_to_trace(call);
   }
   counters_.frames += delivery.frames.count;
+  counters_.frames_decoded = delivery.decoded;
   delivery.read_until_then.clear();
   return std::move(delivery.frames);
 }

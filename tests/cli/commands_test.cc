@@ -205,6 +205,7 @@ TEST_F(CommandsTest, BenchMeasures) {
   const nlohmann::json result = json_of(outcome);
   EXPECT_EQ(outcome.out, read_file(file("result.json")));
   EXPECT_EQ(result["frames_per_clip"], 21);
+  EXPECT_EQ(result["frames_decoded_per_clip"], 24);
   EXPECT_EQ(result["width"], 64);
   EXPECT_GT(result["fps"]["median"], 0.0);
   EXPECT_LE(result["fps"]["min"], result["fps"]["max"]);
