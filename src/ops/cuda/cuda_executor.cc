@@ -287,13 +287,6 @@ ResidualNorm CudaExecutor::residual_norm(Tensor x, const Tensor* y, const Tensor
   if (norm) {
     result.normalized = do_empty(args.dtype, kept.shape());
     args.n_out = result.normalized.mutable_raw();
-    if (in_fp8(args.dtype, args.rows, args.dim)) {
-      // The next product takes it.
-      ready_ = empty_fp8(args.rows, args.dim);
-      ready_.source = result.normalized;
-      args.n_fp8 = ready_.values.mutable_raw();
-      args.n_scales = reinterpret_cast<float*>(ready_.scales.mutable_raw());
-    }
   }
   kernels::residual_norm(args, stream_);
   return result;

@@ -27,19 +27,11 @@ Tensor CudaExecutor::do_feed_forward(const Tensor& x, const Linear& first, Activ
   const Tensor flat = x.reshape({rows, first.in_features});
   Tensor y = do_empty(b.compute, x.shape().with(-1, second.out_features));
   const Tensor flat_y = y.reshape({rows, second.out_features});
-  // The norm before made all rows at once.
-  Fp8Rows x8;
-  if (a.weight8.defined()) x8 = fp8_rows(x, rows, first.in_features);
   for (int64_t begin = 0; begin < rows; begin += step) {
     const int64_t end = std::min(begin + step, rows);
     const Tensor inner = do_empty(a.compute, {end - begin, first.out_features});
-    if (a.weight8.defined()) {
-      product_in_fp8({x8.source, x8.values.slice(0, begin, end), x8.scales.slice(0, begin, end)}, a,
-                     activation, inner);
-    } else {
-      product(flat.slice(0, begin, end), end - begin, a, first.in_features, first.out_features,
-              activation, inner);
-    }
+    product(flat.slice(0, begin, end), end - begin, a, first.in_features, first.out_features,
+            activation, inner);
     product(inner, end - begin, b, second.in_features, second.out_features, Activation::kNone,
             flat_y.slice(0, begin, end));
   }

@@ -157,12 +157,9 @@ class CudaExecutor final : public Executor {
   Tensor joined_parts(const std::vector<Tensor>& parts, DType dtype);
   /// Rows in e4m3 with a scale each.
   struct Fp8Rows {
-    Tensor source;  // what they were made of
     Tensor values;
     Tensor scales;
   };
-  [[nodiscard]] bool in_fp8(DType dtype, int64_t rows, int64_t dim) const;
-  Fp8Rows empty_fp8(int64_t rows, int64_t dim);
   Fp8Rows fp8_rows(const Tensor& x, int64_t rows, int64_t dim);
   void product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
                       const Tensor& y);
@@ -215,7 +212,6 @@ class CudaExecutor final : public Executor {
   std::vector<Rotary> rotary_;
   Tensor group_rotary_;  // of the group that update_place saw last
   bool group_rotary_filled_ = false;
-  Fp8Rows ready_;         // of the last norm, until a product has taken it
   Tensor sparse_ticket_;  // what CTAs of block-sparse attention draw their tiles from
 };
 

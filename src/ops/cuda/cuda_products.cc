@@ -10,10 +10,7 @@
 namespace ultraflash::cuda {
 namespace {
 
-// Products in fp8: width from which on weights are quantised, and rows from which on a norm makes
-// e4m3 beside its result.
-constexpr int64_t kLeastFp8 = 1024;
-constexpr int64_t kLeastFp8Rows = 1024;
+constexpr int64_t kLeastFp8 = 1024;  // width from which on weights are quantised
 
 constexpr int64_t kChannelUnit = 8;  // of bf16: 16 bytes, what tensor-core kernels load at once
 
@@ -137,22 +134,8 @@ void CudaExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
   conv.prepared = std::move(prepared);
 }
 
-bool CudaExecutor::in_fp8(DType dtype, int64_t rows, int64_t dim) const {
-  return fp8_ && dtype == DType::kBF16 && rows >= kLeastFp8Rows && dim >= kLeastFp8 &&
-         dim % 16 == 0 && kernels::quantises(dim);
-}
-
-CudaExecutor::Fp8Rows CudaExecutor::empty_fp8(int64_t rows, int64_t dim) {
-  return {{}, do_empty(DType::kF8E4M3, {rows, dim}), do_empty(DType::kF32, {rows})};
-}
-
-// What the norm before has made already is not made again.
 CudaExecutor::Fp8Rows CudaExecutor::fp8_rows(const Tensor& x, int64_t rows, int64_t dim) {
-  if (ready_.source.defined() && ready_.source.raw() == x.raw() &&
-      ready_.source.numel() == rows * dim) {
-    return std::exchange(ready_, {});
-  }
-  Fp8Rows made = empty_fp8(rows, dim);
+  Fp8Rows made{do_empty(DType::kF8E4M3, {rows, dim}), do_empty(DType::kF32, {rows})};
   kernels::QuantiseArgs args;
   args.x = x.raw();
   args.rows = rows;

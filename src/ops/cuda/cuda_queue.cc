@@ -148,7 +148,6 @@ void CudaExecutor::record_graph(cudaGraphExec_t& graph, FunctionRef<void()> work
 void CudaExecutor::repeat(std::unique_ptr<Recording>& recording, FunctionRef<void()> work) {
   if (!graphs_) {
     work();
-    ready_ = {};
     return;
   }
   use_device();
@@ -167,7 +166,6 @@ void CudaExecutor::repeat(std::unique_ptr<Recording>& recording, FunctionRef<voi
       work();
       r.ran = true;
     }
-    ready_ = {};  // nobody took it: it lies in the arena of the pass
     // A tensor that stays may lie where graphs recorded before have their temporary ones.
     if (pass_arena_->stats().live_tensors != living) ++recordings_epoch_;
     if (!records) return;

@@ -144,9 +144,6 @@ struct ResidualNormArgs {
   const void* y = nullptr;  // null: no residual
   void* x_out = nullptr;    // x + y * gate; may be x
   void* n_out = nullptr;    // null: no norm
-  // bf16 with norm: what quantise_rows makes of n_out; null: not wanted.
-  void* n_fp8 = nullptr;
-  float* n_scales = nullptr;
   RowVectors gate, scale, shift;
   bool one_plus_scale = false;
   float eps = 0.0F;

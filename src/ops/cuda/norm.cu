@@ -1,15 +1,13 @@
 // Norms over rows, with the gated residual before them and the modulation after them in one pass.
 //
-// Rows of up to 1024 packs of 16 bytes stay in registers, so x and y are read once and every result
-// written once; the variance is taken about the mean in a second sum over registers. One warp has a
-// row of 513 to 2048 bf16, one CTA another, a pack per thread. Other rows are read again from
-// cache, element by element. Bound by bytes.
-#include "ops/cuda/quantise.cuh"
+// One CTA per row. Rows of up to 1024 packs of 16 bytes stay in registers, one pack per thread
+// (1536 bf16: 192 threads), so x and y are read once and both results written once; mean and
+// variance are put together from those of the threads (Chan, Golub and LeVeque 1983), with one
+// barrier. Other rows are read again from cache, element by element. Bound by bytes.
+#include "ops/cuda/device.cuh"
 
 namespace ultraflash::cuda::kernels {
 namespace {
-
-constexpr int kWarpRows = 8;  // rows of a CTA that has one warp per row
 
 struct Row {
   const float* gate;
@@ -37,10 +35,60 @@ __device__ void load_floats(const float* p, float (&v)[N]) {
   }
 }
 
-// One CTA per row, a pack per thread.
+/// Of some numbers: how many, their mean, and the sum of the squares of what they differ from it.
+struct Moments {
+  float count, mean, squares;
+  __device__ void add(const Moments& other) {
+    const float all = count + other.count;
+    const float share = all > 0.0F ? other.count / all : 0.0F;
+    const float step = other.mean - mean;
+    mean += step * share;
+    squares += other.squares + step * step * share * count;
+    count = all;
+  }
+};
+
+/// Of the N numbers of each thread whose index is below `packs`. `scratch`: one for each warp.
+template <int N>
+__device__ Moments block_moments(const float (&v)[N], int packs, Moments* scratch) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  Moments m{thread < packs ? static_cast<float>(N) : 0.0F, 0.0F, 0.0F};
+#pragma unroll
+  for (int i = 0; i < N; ++i) m.mean += v[i];
+  m.mean /= static_cast<float>(N);
+#pragma unroll
+  for (int i = 0; i < N; ++i) m.squares += (v[i] - m.mean) * (v[i] - m.mean);
+  const auto from = [](const Moments& mine, int lane) {
+    return Moments{mine.count, __shfl_xor_sync(0xffffffffU, mine.mean, lane),
+                   __shfl_xor_sync(0xffffffffU, mine.squares, lane)};
+  };
+  if (thread / 32 * 32 + 32 <= packs) {  // every lane has numbers, so all counts are equal
+#pragma unroll
+    for (int lane = 1; lane < 32; lane *= 2) {
+      const Moments other = from(m, lane);
+      const float step = other.mean - m.mean;
+      m.mean += 0.5F * step;
+      m.squares += other.squares + step * step * (0.5F * m.count);
+      m.count *= 2.0F;
+    }
+  } else {
+    for (int lane = 1; lane < 32; lane *= 2) {
+      Moments other = from(m, lane);
+      other.count = __shfl_xor_sync(0xffffffffU, m.count, lane);
+      m.add(other);
+    }
+  }
+  if (thread % 32 == 0) scratch[thread / 32] = m;
+  __syncthreads();
+  m = scratch[0];
+  const auto warps = static_cast<int>(blockDim.x + 31) / 32;
+  for (int w = 1; w < warps; ++w) m.add(scratch[w]);
+  return m;
+}
+
 template <typename T, int N>
 __global__ void residual_norm_packed(ResidualNormArgs a) {
-  __shared__ float scratch[32];
+  __shared__ Moments scratch[32];
   const int64_t t = blockIdx.x;
   const Row vectors = vectors_of(a, t);
   const int64_t first = int64_t{threadIdx.x} * N;
@@ -66,22 +114,14 @@ __global__ void residual_norm_packed(ResidualNormArgs a) {
     }
   }
   if (a.n_out == nullptr) return;
-  float sum = 0.0F;
-#pragma unroll
-  for (int i = 0; i < N; ++i) sum += v[i];
-  const float mean = block_sum(sum, scratch) / static_cast<float>(a.dim);
-  float squares = 0.0F;
-  if (active) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) squares += (v[i] - mean) * (v[i] - mean);
-  }
-  const float variance = block_sum(squares, scratch) / static_cast<float>(a.dim);
-  if (!active) return;
-  const float inverse = 1.0F / sqrtf(variance + a.eps);
   float scale[N];
   float shift[N];
-  if (vectors.scale != nullptr) load_floats<N>(vectors.scale + first, scale);
-  if (vectors.shift != nullptr) load_floats<N>(vectors.shift + first, shift);
+  if (active && vectors.scale != nullptr) load_floats<N>(vectors.scale + first, scale);
+  if (active && vectors.shift != nullptr) load_floats<N>(vectors.shift + first, shift);
+  const Moments row = block_moments<N>(v, static_cast<int>(a.dim / N), scratch);
+  if (!active) return;
+  const float mean = row.mean;
+  const float inverse = 1.0F / sqrtf(row.squares / static_cast<float>(a.dim) + a.eps);
   const float one = a.one_plus_scale ? 1.0F : 0.0F;
   Pack<T, N> out;
 #pragma unroll
@@ -92,100 +132,6 @@ __global__ void residual_norm_packed(ResidualNormArgs a) {
     out.x[i] = as<T>(n);
   }
   *reinterpret_cast<Pack<T, N>*>(static_cast<T*>(a.n_out) + at) = out;
-}
-
-// One warp per row of at most CHUNKS * 256 bf16, 8 rows a CTA: no barrier, and a sum costs a lane
-// five exchanges for CHUNKS * 8 elements. The vectors come from L1, where the rows of a CTA share
-// them. With QUANTISE the norm also goes out in e4m3.
-template <int CHUNKS, bool QUANTISE>
-__global__ void __launch_bounds__(kWarpRows * 32, 2)
-    residual_norm_warps(const __grid_constant__ ResidualNormArgs a) {
-  constexpr int N = 8;
-  const int64_t row = int64_t{blockIdx.x} * kWarpRows + threadIdx.x / 32;
-  if (row >= a.rows) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const auto dim = static_cast<int>(a.dim);
-  const Row vectors = vectors_of(a, row);
-  const bf16* x = static_cast<const bf16*>(a.x) + row * dim;
-  const bf16* y = static_cast<const bf16*>(a.y) + row * dim;
-  Pack<bf16, N> in[CHUNKS];
-  Pack<bf16, N> update[CHUNKS];
-#pragma unroll
-  for (int c = 0; c < CHUNKS; ++c) {
-    const int at = (32 * c + lane) * N;
-    if (at >= dim) continue;
-    in[c] = *reinterpret_cast<const Pack<bf16, N>*>(x + at);
-    if (a.y != nullptr) update[c] = *reinterpret_cast<const Pack<bf16, N>*>(y + at);
-  }
-  float v[CHUNKS][N];
-  float sum = 0.0F;
-#pragma unroll
-  for (int c = 0; c < CHUNKS; ++c) {
-    const int at = (32 * c + lane) * N;
-    const bool active = at < dim;
-#pragma unroll
-    for (int i = 0; i < N; ++i) v[c][i] = active ? as_float(in[c].x[i]) : 0.0F;
-    if (active && a.y != nullptr) {
-      float gate[N];
-      if (vectors.gate != nullptr) load_floats<N>(vectors.gate + at, gate);
-      Pack<bf16, N> out;
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        const float u = as_float(update[c].x[i]);
-        out.x[i] = as<bf16>(v[c][i] + (vectors.gate != nullptr ? u * gate[i] : u));
-        v[c][i] = as_float(out.x[i]);  // the norm sees what is stored
-      }
-      *reinterpret_cast<Pack<bf16, N>*>(static_cast<bf16*>(a.x_out) + row * dim + at) = out;
-    }
-#pragma unroll
-    for (int i = 0; i < N; ++i) sum += v[c][i];
-  }
-  if (a.n_out == nullptr) return;
-  const float mean = warp_sum(sum) / static_cast<float>(dim);
-  float squares = 0.0F;
-#pragma unroll
-  for (int c = 0; c < CHUNKS; ++c) {
-    if ((32 * c + lane) * N >= dim) continue;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      v[c][i] -= mean;
-      squares += v[c][i] * v[c][i];
-    }
-  }
-  const float inverse = 1.0F / sqrtf(warp_sum(squares) / static_cast<float>(dim) + a.eps);
-  const float one = a.one_plus_scale ? 1.0F : 0.0F;
-  float top = 0.0F;
-#pragma unroll
-  for (int c = 0; c < CHUNKS; ++c) {
-    const int at = (32 * c + lane) * N;
-    if (at >= dim) continue;
-    float scale[N];
-    float shift[N];
-    if (vectors.scale != nullptr) load_floats<N>(vectors.scale + at, scale);
-    if (vectors.shift != nullptr) load_floats<N>(vectors.shift + at, shift);
-    Pack<bf16, N> out;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      float n = v[c][i] * inverse;
-      if (vectors.scale != nullptr) n *= scale[i] + one;
-      if (vectors.shift != nullptr) n += shift[i];
-      out.x[i] = as<bf16>(n);
-      v[c][i] = as_float(out.x[i]);
-      top = fmaxf(top, fabsf(v[c][i]));
-    }
-    *reinterpret_cast<Pack<bf16, N>*>(static_cast<bf16*>(a.n_out) + row * dim + at) = out;
-  }
-  if constexpr (QUANTISE) {
-    const Fp8Scale fp8 = fp8_scale(warp_max(top));
-    if (lane == 0) a.n_scales[row] = fp8.scale;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-      const int at = (32 * c + lane) * N;
-      if (at >= dim) continue;
-      *reinterpret_cast<Pack<uint8_t, N>*>(static_cast<uint8_t*>(a.n_fp8) + row * dim + at) =
-          to_fp8(v[c], fp8.factor);
-    }
-  }
 }
 
 template <typename T>
@@ -317,45 +263,19 @@ void launch_scale_rows(DType dtype, const void* x, const float* weight, float ep
 
 void residual_norm(const ResidualNormArgs& args, cudaStream_t stream) {
   if (args.rows * args.dim == 0) return;
-  require(args.n_fp8 == nullptr || (args.dtype == DType::kBF16 && args.n_out != nullptr),
-          "residual_norm: e4m3 beside a norm in bf16");
-  bool quantised = false;
   with_type(args.dtype, [&](auto tag) {
     using T = decltype(tag);
     constexpr int N = 16 / static_cast<int>(sizeof(T));
-    const bool packed = args.dim % N == 0 && args.dim / N <= 1024 && packable(args.x) &&
-                        packable(args.y) && packable(args.x_out) && packable(args.n_out) &&
-                        packable(args.gate) && packable(args.scale) && packable(args.shift);
     const auto rows = static_cast<unsigned>(args.rows);
-    if (!packed) {
+    if (args.dim % N == 0 && args.dim / N <= 1024 && packable(args.x) && packable(args.y) &&
+        packable(args.x_out) && packable(args.n_out) && packable(args.gate) &&
+        packable(args.scale) && packable(args.shift)) {
+      residual_norm_packed<T, N><<<rows, threads_for(args.dim, N), 0, stream>>>(args);
+    } else {
       residual_norm_plain<T><<<rows, 256, 0, stream>>>(args);
-      return;
     }
-    if constexpr (sizeof(T) == 2) {
-      if (args.dim <= 2048 && args.dim > 512) {
-        const auto go = [&](auto kernel) {
-          kernel<<<ceil_div(args.rows, kWarpRows), kWarpRows * 32, 0, stream>>>(args);
-        };
-        quantised = args.n_fp8 != nullptr;
-        if (args.dim <= 1536) {
-          quantised ? go(residual_norm_warps<6, true>) : go(residual_norm_warps<6, false>);
-        } else {
-          quantised ? go(residual_norm_warps<8, true>) : go(residual_norm_warps<8, false>);
-        }
-        return;
-      }
-    }
-    residual_norm_packed<T, N><<<rows, threads_for(args.dim, N), 0, stream>>>(args);
   });
   UF_CUDA_LAUNCHED();
-  if (args.n_fp8 == nullptr || quantised) return;
-  QuantiseArgs rest;
-  rest.x = args.n_out;
-  rest.rows = args.rows;
-  rest.dim = args.dim;
-  rest.y = args.n_fp8;
-  rest.scales = args.n_scales;
-  quantise_rows(rest, stream);
 }
 
 void rms_norm(DType dtype, const void* x, const float* weight, float eps, int64_t rows, int64_t dim,
