@@ -39,6 +39,7 @@ class CudaConv final : public PreparedWeight {
 
   DType compute = DType::kF32;
   Tensor weight;
+  Tensor enlarged;  // for frames that are enlarged first, where conv_sm90.h takes them
   Tensor bias;
   Tensor bias_f32;
   int64_t out = 0;
@@ -165,6 +166,8 @@ class CudaExecutor final : public Executor {
                       const Tensor& y);
   void product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in, int64_t out,
                Activation activation, const Tensor& y);
+  /// By the kernels of conv_sm90.h, where they take it.
+  bool convolution_sm90(const Tensor& x, const Conv& conv, const Conv2dOptions& options, Tensor& y);
   Tensor convolution(const Tensor& x, const CudaConv& weight, int64_t kernel_h, int64_t kernel_w,
                      const Padding& padding, int64_t stride, Activation activation,
                      const Tensor& residual);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "ops/cuda/conv_sm90.h"
 #include "ops/cuda/cuda_error.h"
 #include "ops/cuda/cuda_impl.h"
 
@@ -55,7 +56,9 @@ void reorder_taps(const Tensor& weight, const Tensor& result) {
 size_t CudaLinear::size_bytes() const {
   return size_of(weight) + size_of(bias) + size_of(bias_f32) + size_of(weight8) + size_of(scales8);
 }
-size_t CudaConv::size_bytes() const { return size_of(weight) + size_of(bias) + size_of(bias_f32); }
+size_t CudaConv::size_bytes() const {
+  return size_of(weight) + size_of(enlarged) + size_of(bias) + size_of(bias_f32);
+}
 
 // The parts stacked along the first axis, on the GPU.
 Tensor CudaExecutor::joined_parts(const std::vector<Tensor>& parts, DType dtype) {
@@ -124,6 +127,16 @@ void CudaExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
     reorder_taps<float>(source, ordered);
   }
   prepared->weight = upload(ordered, options.compute);
+  if (hopper_ && !plain_ && options.compute == DType::kBF16 &&
+      conv.weight.shape() == Shape{64, 64, 3, 3}) {
+    const Tensor exact =
+        conv.weight.contiguous() ? conv.weight.to(DType::kF32) : conv.weight.copy().to(DType::kF32);
+    const Tensor taps = Tensor::zeros(DType::kF32, {64, 9, 64});
+    reorder_taps<float>(exact, taps);
+    const Tensor enlarged = Tensor::zeros(DType::kF32, {64, 16, 64});
+    sm90::enlarged_weights(floats(taps), reinterpret_cast<float*>(enlarged.mutable_raw()));
+    prepared->enlarged = upload(enlarged, options.compute);
+  }
   if (conv.bias.defined()) {
     const Tensor bias = Tensor::zeros(DType::kF32, {prepared->stored_out});
     bias.slice(0, 0, prepared->out).assign(conv.bias.to(DType::kF32));
@@ -319,12 +332,54 @@ Tensor CudaExecutor::convolution(const Tensor& x, const CudaConv& weight, int64_
   return y;
 }
 
+bool CudaExecutor::convolution_sm90(const Tensor& x, const Conv& conv, const Conv2dOptions& options,
+                                    Tensor& y) {
+  const auto& prepared = static_cast<const CudaConv&>(*conv.prepared);
+  const Padding& pad = options.padding;
+  if (!hopper_ || plain_ || x.dtype() != DType::kBF16 || prepared.compute != DType::kBF16 ||
+      x.dim(0) != 1 || x.dim(4) != 64 || !x.contiguous() || conv.weight.dim(2) != 3 ||
+      conv.weight.dim(3) != 3 || conv.weight.dim(1) != (options.with_memory ? 128 : 64) ||
+      (prepared.stored_out != 64 && prepared.stored_out != 8) || options.stride != 1 ||
+      pad.top != 1 || pad.bottom != 1 || pad.left != 1 || pad.right != 1 || options.upsample > 2 ||
+      (options.upsample == 2 && (options.with_memory || !prepared.enlarged.defined())) ||
+      (options.activation != Activation::kNone && options.activation != Activation::kRelu)) {
+    return false;
+  }
+  const Shape shape{1, x.dim(1), x.dim(2) * options.upsample, x.dim(3) * options.upsample,
+                    prepared.out};
+  const Tensor& residual = options.residual;
+  if (residual.defined() &&
+      (residual.shape() != shape || residual.dtype() != DType::kBF16 || !residual.contiguous())) {
+    return false;
+  }
+  sm90::ConvArgs args;
+  args.input = options.with_memory     ? sm90::ConvInput::kWithPast
+               : options.upsample == 2 ? sm90::ConvInput::kEnlarged
+                                       : sm90::ConvInput::kFrame;
+  args.x = x.raw();
+  args.past = bytes(options.memory);
+  args.weight = options.upsample == 2 ? prepared.enlarged.raw() : prepared.weight.raw();
+  args.bias = floats(prepared.bias_f32);
+  args.residual = bytes(residual);
+  args.frames = x.dim(1);
+  args.height = x.dim(2);
+  args.width = x.dim(3);
+  args.channels = prepared.out;
+  args.relu = options.activation == Activation::kRelu;
+  if (!sm90::conv_supports(args)) return false;
+  y = residual.exclusive() ? residual : do_empty(DType::kBF16, shape);
+  args.y = y.mutable_raw();
+  UF_CUDA_TRY(sm90::convolve(args, multiprocessors_, stream_));
+  return true;
+}
+
 Tensor CudaExecutor::do_conv2d(const Tensor& x_any, const Conv& weight,
                                const Conv2dOptions& options) {
   const auto& prepared = static_cast<const CudaConv&>(*weight.prepared);
   const Tensor x = x_any.dtype() == prepared.compute ? x_any : do_cast(x_any, prepared.compute);
   UF_CHECK(!options.memory.defined() || options.memory.dtype() == x.dtype(),
            "conv2d: memory {} beside x {}", options.memory.to_string(), x.to_string());
+  if (Tensor y; convolution_sm90(x, weight, options, y)) return y;
   Tensor input = x;
   if (options.with_memory || options.upsample > 1) {
     kernels::GatherArgs gather;

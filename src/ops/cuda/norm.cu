@@ -176,7 +176,6 @@ bool packable(const RowVectors& v) {
   return reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && v.batch_stride % 4 == 0 &&
          v.row_stride % 4 == 0;
 }
-bool packable(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // One warp per row for short rows, else a CTA: x * factor(row) * weight, then SiLU if asked.
 enum class Kind { kRms, kChannel };

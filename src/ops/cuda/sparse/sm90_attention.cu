@@ -84,6 +84,7 @@ __device__ __forceinline__ void produce(const AttentionParams& p, const CUtensor
       }
     };
     if (count == 0 && lane == 0) announce(/*load=*/false);
+    int last = -1;  // row of the block before
     const int32_t* list = p.indices + static_cast<int64_t>(more ? tile : 0) * p.key_blocks;
 #pragma unroll 1
     for (int start = 0; start < count; start += 32) {
@@ -103,12 +104,19 @@ __device__ __forceinline__ void produce(const AttentionParams& p, const CUtensor
         const int y = __shfl_sync(0xFFFFFFFFU, row, i);
         if (lane == 0) {
           // The first keys go ahead of the queries, whose place is freed last.
-          produce_block<TILES, L>(k_map, v_map, base, ring, y, head, p.heads, [&] {
+          produce_slot<TILES, L>(k_map, v_map, base, ring, y, last, head, p.heads, [&] {
             if (start + i == 0) announce(/*load=*/true);
           });
         }
+        last = y;
         ring.advance();
       }
+    }
+    if (count > 0) {
+      if (lane == 0) {
+        produce_slot<TILES, L>(k_map, v_map, base, ring, /*key=*/-1, last, head, p.heads, [] {});
+      }
+      ring.advance();
     }
     if (!more) break;
     turn = __shfl_sync(0xFFFFFFFFU, next, 0);
