@@ -8,14 +8,16 @@
 
 #include "core/check.h"
 #include "ops/executor.h"
+#include "ops/profiler_range.h"
 
 namespace ultraflash {
 
-// Times one operation where a log is kept.
+// Times one operation where a log is kept, and names it to profilers.
 class OpTimer {
  public:
   template <typename Cost>
-  OpTimer(Executor& ops, OpLog* log, const char* name, const Cost& cost) : ops_(ops), log_(log) {
+  OpTimer(Executor& ops, OpLog* log, const char* name, const Cost& cost)
+      : ops_(ops), log_(log), range_(name) {
     if (log_ != nullptr) log_->push_back({name, cost(), ops_.moment(), nullptr});
   }
   OpTimer(const OpTimer&) = delete;
@@ -32,6 +34,7 @@ class OpTimer {
  private:
   Executor& ops_;
   OpLog* log_;
+  ProfilerRange range_;
 };
 
 inline double count(const Tensor& x) { return x.defined() ? static_cast<double>(x.numel()) : 0.0; }

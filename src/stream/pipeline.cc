@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "diffusion/flow_match.h"
+#include "ops/profiler_range.h"
 
 namespace ultraflash {
 namespace {
@@ -78,6 +79,7 @@ void Pipeline::wait_for_all() {
 
 template <typename Work>
 void Pipeline::timed(Timer timer, Executor& ops, const Work& work) {
+  const ProfilerRange range(kTimerNames[timer]);
   Call call;
   call.timer = timer;
   call.queued_from = std::chrono::steady_clock::now();
