@@ -68,6 +68,7 @@ program errors 60 test_cuda_errors --gtest_brief=1
 program block_sparse 600 test_block_sparse
 program dense_attention 600 test_dense_attention --bench
 program rows 600 test_rows --bench
+program conv 600 test_conv --bench
 program cascade 600 cascade_check
 program full_size_1k 900 full_size_check
 if ! $quick; then
@@ -112,7 +113,7 @@ if ! $quick; then
     sanitizer=(compute-sanitizer --tool "$tool" --error-exitcode 1)
     check "$tool" 1800 "${sanitizer[@]}" "$bin/test_ops" \
       '--gtest_filter=*cuda_f32*:*cuda_bf16*' --gtest_brief=1
-    for test in test_dense_attention test_block_sparse test_rows; do
+    for test in test_dense_attention test_block_sparse test_rows test_conv; do
       [[ -x $bin/$test ]] && check "${tool}_${test#test_}" 1800 "${sanitizer[@]}" "$bin/$test"
     done
   done

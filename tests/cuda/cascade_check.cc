@@ -47,6 +47,7 @@ struct Setup {
   std::string recipe;
   std::string device = "cuda";
   std::string dtype = "f32";
+  std::string attention = "auto";
   bool random = false;
   bool graphs = true;
   bool overlap = false;
@@ -60,6 +61,7 @@ std::vector<Clip> generate(const Setup& setup) {
   EngineOptions options;
   options.device = setup.device;
   options.dtype = setup.dtype;
+  options.attention = setup.attention;
   options.random_weights = setup.random;
   options.cuda_graphs = setup.graphs;
   options.overlap = setup.overlap;
@@ -173,10 +175,16 @@ void full_size() {
   setup.overlap = true;
   same_bits("1k bf16, graphs, overlap", setup, bf16[0]);
   setup.overlap = false;
+  const auto against_bf16 = [&](const std::string& name) {
+    const std::vector<Clip> clips = generate(setup);
+    report("1k: " + name + " against bf16",
+           !clips[0].bytes.empty() && clips[0].bytes == clips[1].bytes,
+           std::to_string(psnr(clips[0].bytes, bf16[0].bytes)) + " dB (reported), same bits twice");
+  };
   setup.dtype = "fp8";
-  const std::vector<Clip> fp8 = generate(setup);
-  report("1k: fp8 against bf16", !fp8[0].bytes.empty() && fp8[0].bytes == fp8[1].bytes,
-         std::to_string(psnr(fp8[0].bytes, bf16[0].bytes)) + " dB (reported), same bits twice");
+  against_bf16("fp8");
+  setup.attention = "fp8";
+  against_bf16("fp8, attention in fp8,");
 }
 
 int run(bool full) {
