@@ -29,13 +29,13 @@ struct Case {
   const char* name;
   ConvInput input;
   int64_t frames, height, width, channels;
-  bool past, bias, residual, relu;
+  bool past, bias, relu;
 };
 
 struct Layer {
   Case c;
   int64_t in, stored, factor, pixels;
-  Buffer x, past, weight, enlarged, bias, residual, y;
+  Buffer x, past, weight, enlarged, bias, y;
   explicit Layer(const Case& given)
       : c(given),
         in(c.input == ConvInput::kWithPast ? 128 : 64),
@@ -47,13 +47,11 @@ struct Layer {
         weight(static_cast<size_t>(stored * 9 * in) * 2),
         enlarged(64 * 16 * 64 * 2),
         bias(static_cast<size_t>(stored) * 4),
-        residual(static_cast<size_t>(pixels * c.channels) * 2),
         y(static_cast<size_t>(pixels * c.channels) * 2) {
     fill(x, kB, 1, 1.0F);
     fill(past, kB, 2, 1.0F);
     fill(weight, kB, 3, 0.05F);
     fill(bias, kF, 4, 0.5F);
-    fill(residual, kB, 5, 1.0F);
     if (factor == 2) {
       const std::vector<float> w = floats(weight, kB);
       std::vector<float> sums(64 * 16 * 64);
@@ -70,7 +68,6 @@ struct Layer {
     if (c.past) a.past = past.data();
     a.weight = factor == 2 ? enlarged.data() : weight.data();
     if (c.bias) a.bias = bias.as<float>();
-    if (c.residual) a.residual = residual.data();
     a.y = y.data();
     a.frames = c.frames;
     a.height = c.height;
@@ -89,12 +86,10 @@ struct Layer {
     const Buffer x32(x.bytes() * 2);
     const Buffer past32(past.bytes() * 2);
     const Buffer w32(weight.bytes() * 2);
-    const Buffer residual32(residual.bytes() * 2);
     const Buffer y32(y.bytes() * 2);
     x32.set(wide(x));
     past32.set(wide(past));
     w32.set(wide(weight));
-    residual32.set(wide(residual));
     kernels::GatherArgs gather;
     gather.x = x32.data();
     gather.samples = 1;
@@ -115,7 +110,6 @@ struct Layer {
     a.x = gathered.data();
     a.w = w32.data();
     if (c.bias) a.bias = bias.as<float>();
-    if (c.residual) a.residual = residual32.data();
     a.y = y32.data();
     a.images = c.frames;
     a.height = a.out_h = c.height * factor;
@@ -159,12 +153,12 @@ void test(const Case& c) {
   // The result is rounded to bf16, and summed taps are rounded once more.
   const double limit = c.input == ConvInput::kEnlarged ? 4e-3 : 2.5e-3;
   const bool good = error <= limit && same && layer.y.intact();
-  std::printf("%s %s, %ld x %ld x %ld, %ld channels%s%s%s%s: relative error %.2e, worst %.2e%s%s\n",
+  std::printf("%s %s, %ld x %ld x %ld, %ld channels%s%s%s: relative error %.2e, worst %.2e%s%s\n",
               good ? "ok  " : "FAIL", c.name, static_cast<long>(c.frames),
               static_cast<long>(c.height), static_cast<long>(c.width),
               static_cast<long>(c.channels), c.past ? ", past" : "", c.bias ? ", bias" : "",
-              c.residual ? ", residual" : "", c.relu ? ", ReLU" : "", error, worst,
-              same ? "" : ", two runs differ", layer.y.intact() ? "" : ", guards overwritten");
+              c.relu ? ", ReLU" : "", error, worst, same ? "" : ", two runs differ",
+              layer.y.intact() ? "" : ", guards overwritten");
   if (!good) ++failures;
 }
 
@@ -207,20 +201,17 @@ int run(bool with_bench) {
                                               {3, 7, 65},
                                               {1, 113, 203},
                                               {2, 120, 208}}) {
-    test({"frame", ConvInput::kFrame, frames, height, width, 64, false, true, false, true});
-    test({"frame", ConvInput::kFrame, frames, height, width, 64, false, false, true, false});
-    test({"frame", ConvInput::kFrame, frames, height, width, 3, false, true, false, false});
-    test({"frame", ConvInput::kFrame, frames, height, width, 8, false, true, false, true});
-    test({"with past", ConvInput::kWithPast, frames, height, width, 64, true, true, true, true});
-    test({"with past", ConvInput::kWithPast, frames, height, width, 64, false, true, false, false});
-    test({"enlarged", ConvInput::kEnlarged, frames, height, width, 64, false, true, false, true});
-    test({"enlarged", ConvInput::kEnlarged, frames, height, width, 64, false, false, true, false});
+    test({"frame", ConvInput::kFrame, frames, height, width, 3, false, true, false});
+    test({"frame", ConvInput::kFrame, frames, height, width, 8, false, true, true});
+    test({"with past", ConvInput::kWithPast, frames, height, width, 64, true, true, true});
+    test({"with past", ConvInput::kWithPast, frames, height, width, 64, false, true, false});
+    test({"enlarged", ConvInput::kEnlarged, frames, height, width, 64, false, true, true});
+    test({"enlarged", ConvInput::kEnlarged, frames, height, width, 64, false, false, false});
   }
   if (with_bench) {
-    bench({"frame", ConvInput::kFrame, 2, 480, 832, 64, false, true, true, true});
-    bench({"with past", ConvInput::kWithPast, 2, 480, 832, 64, true, true, false, true});
-    bench({"enlarged", ConvInput::kEnlarged, 1, 480, 832, 64, false, false, false, true});
-    bench({"frame", ConvInput::kFrame, 1, 960, 1664, 3, false, true, false, false});
+    bench({"with past", ConvInput::kWithPast, 2, 480, 832, 64, true, true, true});
+    bench({"enlarged", ConvInput::kEnlarged, 1, 480, 832, 64, false, false, true});
+    bench({"frame", ConvInput::kFrame, 1, 960, 1664, 3, false, true, false});
   }
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;

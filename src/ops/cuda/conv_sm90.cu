@@ -8,9 +8,9 @@
 // read in place. A pixel of an enlarged frame needs 2 x 2 taps of summed weights, 4/9 of the
 // products.
 //
-// Shared memory: weights 72 KiB (144 with the past, 128 enlarged, 9 for 8 channels), pixels 50 or
-// 34 KiB a stage, 2 stages. Bound by shared memory: a product of 64 x 64 x 16 reads 4 KiB for 32
-// clocks of the tensor cores.
+// Shared memory: weights 144 KiB with the past, 128 enlarged, 9 for 8 channels; pixels 33 or 50 KiB
+// a stage, 2 stages. Bound by shared memory: a product of 64 x 64 x 16 reads 4 KiB for 32 clocks of
+// the tensor cores.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -51,7 +51,6 @@ struct Layout {
 
 struct ConvParams {
   const float* bias;
-  const __nv_bfloat16* residual;
   __nv_bfloat16* y;
   int frames, height, width;
   int tile_rows, tile_columns, tiles;
@@ -142,22 +141,13 @@ __device__ __forceinline__ void store(const ConvParams& p, const Sums<OUT>& sums
       const int column = 8 * i + 2 * quarter;
       float low = sums.s[4 * i + 2 * r] + bias[2 * i];
       float high = sums.s[4 * i + 2 * r + 1] + bias[2 * i + 1];
+      if (p.relu) {
+        low = fmaxf(low, 0.0F);
+        high = fmaxf(high, 0.0F);
+      }
       if constexpr (OUT == 64) {
-        if (p.residual != nullptr) {
-          const auto before = *reinterpret_cast<const __nv_bfloat162*>(p.residual + at + column);
-          low += __low2float(before);
-          high += __high2float(before);
-        }
-        if (p.relu) {
-          low = fmaxf(low, 0.0F);
-          high = fmaxf(high, 0.0F);
-        }
         *reinterpret_cast<__nv_bfloat162*>(p.y + at + column) = __floats2bfloat162_rn(low, high);
       } else {
-        if (p.relu) {
-          low = fmaxf(low, 0.0F);
-          high = fmaxf(high, 0.0F);
-        }
         if (column < p.channels) p.y[at + column] = __float2bfloat16(low);
         if (column + 1 < p.channels) p.y[at + column + 1] = __float2bfloat16(high);
       }
@@ -300,7 +290,6 @@ cudaError_t launch(const ConvArgs& a, int multiprocessors, cudaStream_t stream) 
   }
   ConvParams p{};
   p.bias = a.bias;
-  p.residual = static_cast<const __nv_bfloat16*>(a.residual);
   p.y = static_cast<__nv_bfloat16*>(a.y);
   p.frames = static_cast<int>(a.frames);
   p.height = static_cast<int>(a.height);
@@ -328,12 +317,11 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 bool conv_supports(const ConvArgs& a) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 4;
-  const bool wide = a.channels == 64;
-  const bool narrow =
-      a.channels <= 8 && a.channels > 0 && a.input == ConvInput::kFrame && a.residual == nullptr;
-  return (wide || narrow) && a.frames > 0 && a.height > 0 && a.width > 0 &&
+  const bool known =
+      a.input == ConvInput::kFrame ? a.channels > 0 && a.channels <= 8 : a.channels == 64;
+  return known && a.frames > 0 && a.height > 0 && a.width > 0 &&
          a.frames * a.height * a.width < kMost && aligned(a.x) && aligned(a.past) &&
-         aligned(a.weight) && aligned(a.residual) && aligned(a.y);
+         aligned(a.weight) && aligned(a.y);
 }
 
 void enlarged_weights(const float* weight, float* enlarged) {
@@ -369,8 +357,7 @@ cudaError_t convolve(const ConvArgs& a, int multiprocessors, cudaStream_t stream
     case ConvInput::kFrame:
       break;
   }
-  return a.channels == 64 ? launch<ConvInput::kFrame, 64>(a, multiprocessors, stream)
-                          : launch<ConvInput::kFrame, 8>(a, multiprocessors, stream);
+  return launch<ConvInput::kFrame, 8>(a, multiprocessors, stream);
 }
 
 }  // namespace ultraflash::cuda::sm90

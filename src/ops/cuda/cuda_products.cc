@@ -336,9 +336,10 @@ bool CudaExecutor::convolution_sm90(const Tensor& x, const Conv& conv, const Con
                                     Tensor& y) {
   const auto& prepared = static_cast<const CudaConv&>(*conv.prepared);
   const Padding& pad = options.padding;
-  if (!hopper_ || plain_ || x.dtype() != DType::kBF16 || prepared.compute != DType::kBF16 ||
-      x.dim(0) != 1 || x.dim(4) != 64 || !x.contiguous() || conv.weight.dim(2) != 3 ||
-      conv.weight.dim(3) != 3 || conv.weight.dim(1) != (options.with_memory ? 128 : 64) ||
+  if (!hopper_ || plain_ || options.residual.defined() || x.dtype() != DType::kBF16 ||
+      prepared.compute != DType::kBF16 || x.dim(0) != 1 || x.dim(4) != 64 || !x.contiguous() ||
+      conv.weight.dim(2) != 3 || conv.weight.dim(3) != 3 ||
+      conv.weight.dim(1) != (options.with_memory ? 128 : 64) ||
       (prepared.stored_out != 64 && prepared.stored_out != 8) || options.stride != 1 ||
       pad.top != 1 || pad.bottom != 1 || pad.left != 1 || pad.right != 1 || options.upsample > 2 ||
       (options.upsample == 2 && (options.with_memory || !prepared.enlarged.defined())) ||
@@ -347,11 +348,6 @@ bool CudaExecutor::convolution_sm90(const Tensor& x, const Conv& conv, const Con
   }
   const Shape shape{1, x.dim(1), x.dim(2) * options.upsample, x.dim(3) * options.upsample,
                     prepared.out};
-  const Tensor& residual = options.residual;
-  if (residual.defined() &&
-      (residual.shape() != shape || residual.dtype() != DType::kBF16 || !residual.contiguous())) {
-    return false;
-  }
   sm90::ConvArgs args;
   args.input = options.with_memory     ? sm90::ConvInput::kWithPast
                : options.upsample == 2 ? sm90::ConvInput::kEnlarged
@@ -360,14 +356,13 @@ bool CudaExecutor::convolution_sm90(const Tensor& x, const Conv& conv, const Con
   args.past = bytes(options.memory);
   args.weight = options.upsample == 2 ? prepared.enlarged.raw() : prepared.weight.raw();
   args.bias = floats(prepared.bias_f32);
-  args.residual = bytes(residual);
   args.frames = x.dim(1);
   args.height = x.dim(2);
   args.width = x.dim(3);
   args.channels = prepared.out;
   args.relu = options.activation == Activation::kRelu;
   if (!sm90::conv_supports(args)) return false;
-  y = residual.exclusive() ? residual : do_empty(DType::kBF16, shape);
+  y = do_empty(DType::kBF16, shape);
   args.y = y.mutable_raw();
   UF_CUDA_TRY(sm90::convolve(args, multiprocessors_, stream_));
   return true;

@@ -1,9 +1,9 @@
 // Norms over rows, with the gated residual before them and the modulation after them in one pass.
 //
 // One CTA per row. Rows of up to 1024 packs of 16 bytes stay in registers, one pack per thread
-// (1536 bf16: 192 threads), so x and y are read once and both results written once; mean and
-// variance are put together from those of the threads (Chan, Golub and LeVeque 1983), with one
-// barrier. Other rows are read again from cache, element by element. Bound by bytes.
+// (1536 bf16: 192 threads), so x and y are read once and both results written once; the variance is
+// taken about the mean in a second sum over registers. Other rows are read again from cache,
+// element by element. Bound by bytes.
 #include "ops/cuda/device.cuh"
 
 namespace ultraflash::cuda::kernels {
@@ -35,60 +35,9 @@ __device__ void load_floats(const float* p, float (&v)[N]) {
   }
 }
 
-/// Of some numbers: how many, their mean, and the sum of the squares of what they differ from it.
-struct Moments {
-  float count, mean, squares;
-  __device__ void add(const Moments& other) {
-    const float all = count + other.count;
-    const float share = all > 0.0F ? other.count / all : 0.0F;
-    const float step = other.mean - mean;
-    mean += step * share;
-    squares += other.squares + step * step * share * count;
-    count = all;
-  }
-};
-
-/// Of the N numbers of each thread whose index is below `packs`. `scratch`: one for each warp.
-template <int N>
-__device__ Moments block_moments(const float (&v)[N], int packs, Moments* scratch) {
-  const auto thread = static_cast<int>(threadIdx.x);
-  Moments m{thread < packs ? static_cast<float>(N) : 0.0F, 0.0F, 0.0F};
-#pragma unroll
-  for (int i = 0; i < N; ++i) m.mean += v[i];
-  m.mean /= static_cast<float>(N);
-#pragma unroll
-  for (int i = 0; i < N; ++i) m.squares += (v[i] - m.mean) * (v[i] - m.mean);
-  const auto from = [](const Moments& mine, int lane) {
-    return Moments{mine.count, __shfl_xor_sync(0xffffffffU, mine.mean, lane),
-                   __shfl_xor_sync(0xffffffffU, mine.squares, lane)};
-  };
-  if (thread / 32 * 32 + 32 <= packs) {  // every lane has numbers, so all counts are equal
-#pragma unroll
-    for (int lane = 1; lane < 32; lane *= 2) {
-      const Moments other = from(m, lane);
-      const float step = other.mean - m.mean;
-      m.mean += 0.5F * step;
-      m.squares += other.squares + step * step * (0.5F * m.count);
-      m.count *= 2.0F;
-    }
-  } else {
-    for (int lane = 1; lane < 32; lane *= 2) {
-      Moments other = from(m, lane);
-      other.count = __shfl_xor_sync(0xffffffffU, m.count, lane);
-      m.add(other);
-    }
-  }
-  if (thread % 32 == 0) scratch[thread / 32] = m;
-  __syncthreads();
-  m = scratch[0];
-  const auto warps = static_cast<int>(blockDim.x + 31) / 32;
-  for (int w = 1; w < warps; ++w) m.add(scratch[w]);
-  return m;
-}
-
 template <typename T, int N>
 __global__ void residual_norm_packed(ResidualNormArgs a) {
-  __shared__ Moments scratch[32];
+  __shared__ float scratch[32];
   const int64_t t = blockIdx.x;
   const Row vectors = vectors_of(a, t);
   const int64_t first = int64_t{threadIdx.x} * N;
@@ -114,14 +63,22 @@ __global__ void residual_norm_packed(ResidualNormArgs a) {
     }
   }
   if (a.n_out == nullptr) return;
+  float sum = 0.0F;
+#pragma unroll
+  for (int i = 0; i < N; ++i) sum += v[i];
+  const float mean = block_sum(sum, scratch) / static_cast<float>(a.dim);
+  float squares = 0.0F;
+  if (active) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) squares += (v[i] - mean) * (v[i] - mean);
+  }
+  const float variance = block_sum(squares, scratch) / static_cast<float>(a.dim);
+  if (!active) return;
+  const float inverse = 1.0F / sqrtf(variance + a.eps);
   float scale[N];
   float shift[N];
-  if (active && vectors.scale != nullptr) load_floats<N>(vectors.scale + first, scale);
-  if (active && vectors.shift != nullptr) load_floats<N>(vectors.shift + first, shift);
-  const Moments row = block_moments<N>(v, static_cast<int>(a.dim / N), scratch);
-  if (!active) return;
-  const float mean = row.mean;
-  const float inverse = 1.0F / sqrtf(row.squares / static_cast<float>(a.dim) + a.eps);
+  if (vectors.scale != nullptr) load_floats<N>(vectors.scale + first, scale);
+  if (vectors.shift != nullptr) load_floats<N>(vectors.shift + first, shift);
   const float one = a.one_plus_scale ? 1.0F : 0.0F;
   Pack<T, N> out;
 #pragma unroll

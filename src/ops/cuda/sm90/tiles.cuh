@@ -123,10 +123,11 @@ struct Bf16Tiles {
 };
 
 /// e4m3 operands, heads of 128: K [keys][128], V as blocks [128][128 keys]. P is rounded to e4m3,
-/// whose numbers reach from 2^-9 to 448: weights of a first block go up to 2^3.75, so that those
-/// 2^-9 of the largest are still rounded to four bits and those below 2^-13 of it vanish. A
-/// thread's 32 weights of a row then add up to at most 431, so that a sum above 448, and a single
-/// weight is none without, means that a later score is above all before and the shift must move.
+/// whose numbers reach from 2^-9 to 448: weights of a first block go up to 2^3, which e4m3 has
+/// exactly, so that those 2^-9 of the largest are still rounded to four bits and those below 2^-13
+/// of it vanish. A thread's 32 weights of a row then add up to at most 256, so that a sum above
+/// 448, and a single weight is none without, means that a later score is above all before and the
+/// shift must move.
 ///
 /// Tensor cores add e4m3 products with about 14 bits and cut off the rest, of each product: over 8
 /// blocks (32 additions of 32 products) values of one sign came out 1.6 % low on an H200. So output
@@ -139,7 +140,7 @@ struct Fp8Tiles {
   static constexpr int kStages = 6;
   static constexpr int kWeights = 16;
   static constexpr int kRun = 2;
-  static constexpr float kTop = 3.75F;
+  static constexpr float kTop = 3.0F;
   static constexpr float kMost = 448.0F;
 
   static __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
