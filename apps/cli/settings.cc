@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "options.h"
-#include "quality_score.h"
+#include "stream/quality_score.h"
 
 namespace ultraflash::cli {
 

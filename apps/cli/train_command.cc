@@ -31,6 +31,7 @@ struct TrainSettings {
   bool trial = false;
   std::string write_embeddings;
   bool degradations = false;
+  bool calibrate = false;
   int64_t steps = -1;
   double minutes = 0.0;
   std::vector<std::string> set;
@@ -81,6 +82,7 @@ int run_train(const TrainSettings& settings) {
   options.trial = settings.trial;
   options.write_embeddings = settings.write_embeddings;
   options.degradations = settings.degradations;
+  options.calibrate = settings.calibrate;
   options.log = stderr_logger();
   if (settings.show) {
     const Result<std::string> text = describe_training(options);
@@ -151,6 +153,9 @@ void add_train(CLI::App& app, Command& chosen) {
       "--degradations", settings->degradations,
       "Write a sheet of every degradation of the config's clips to the output folder, "
       "and stop");
+  command->add_flag("--calibrate", settings->calibrate,
+                    "Measure what dynamic cache management may skip with the networks of a "
+                    "preference config, write it to the output folder, and stop");
   command->add_flag("--show", settings->show, "Print the config as it would run, and stop");
   command->callback([settings, &chosen] { chosen = [settings] { return run_train(*settings); }; });
 }

@@ -158,8 +158,15 @@ at::Tensor RefinerNetwork::dense(const TrainContext& context, const at::Tensor& 
                                  const TextKv& text) const {
   const WanDit& transformer = network.transformer();
   const TimeModulation time = modulation(context, transformer, sigmas, x.size(0));
-  return to_torch(run_chunk_causal(context.ops(), transformer, from_torch(at::cat({x, y}, 4)),
-                                   network.config().stream_chunk_size, time, text));
+  const int64_t frames = x.size(1);
+  const int64_t chunk = network.config().stream_chunk_size;
+  at::Tensor both = at::cat({x, y}, 4);
+  const int64_t missing = (chunk - frames % chunk) % chunk;
+  if (missing > 0) {
+    both = at::cat({both, both.narrow(1, frames - 1, 1).expand({-1, missing, -1, -1, -1})}, 1);
+  }
+  return to_torch(run_chunk_causal(context.ops(), transformer, from_torch(both), chunk, time, text))
+      .narrow(1, 0, frames);
 }
 
 at::Tensor RefinerNetwork::sparse(const TrainContext& context, const at::Tensor& x,
@@ -191,28 +198,63 @@ at::Tensor RefinerNetwork::sample(const TrainContext& context, const at::Tensor&
   return x;
 }
 
-at::Tensor picture_distance(const TrainContext& context, const FrozenAutoencoder& autoencoder,
-                            const at::Tensor& x, const at::Tensor& truth, int64_t clips,
-                            int64_t frames, int64_t step, int64_t purpose) {
+at::Tensor RefinerNetwork::sample_guided(const TrainContext& context, const at::Tensor& noise,
+                                         const at::Tensor& y, const Tensor& embeddings,
+                                         const Tensor& no_text, int64_t steps, double shift,
+                                         double guidance) const {
+  const at::NoGradGuard no_grad;
+  const int64_t batch = noise.size(0);
+  const at::Tensor condition = at::cat({y, y});
+  const TextKv both = text(context, from_torch(at::cat({to_torch(embeddings), to_torch(no_text)})));
+  at::Tensor x = noise;
+  const auto sigma_of = [&](int64_t i) {
+    return shifted(1.0 - static_cast<double>(i) / static_cast<double>(steps), shift);
+  };
+  for (int64_t i = 0; i < steps; ++i) {
+    const std::vector<double> sigmas(static_cast<size_t>(2 * batch), sigma_of(i));
+    const at::Tensor v = dense(context, at::cat({x, x}), condition, sigmas, both);
+    x = x + (sigma_of(i + 1) - sigma_of(i)) *
+                at::lerp(v.narrow(0, batch, batch), v.narrow(0, 0, batch), guidance);
+  }
+  return x;
+}
+
+at::Tensor DecodedPair::last_of(const at::Tensor& pictures) const {
+  const int64_t rate = pictures.size(1) / frames;
+  return pictures.unflatten(1, {frames, rate}).select(2, rate - 1).flatten(0, 1);
+}
+
+DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                        const at::Tensor& x, const at::Tensor& truth, int64_t clips, int64_t frames,
+                        int64_t step, int64_t purpose) {
   const int64_t all = x.size(1);
   const int64_t count = std::min(frames + 1, all);
-  const int64_t first = StepRandom(context, step, purpose).below(all - count + 1);
+  const int64_t begin = StepRandom(context, step, purpose).below(all - count + 1);
+  const auto low = static_cast<double>(autoencoder.decoder.config().output_low());
+  DecodedPair result;
+  result.frames = count > 1 ? count - 1 : 1;
+  result.first = begin + count - result.frames;
   const auto decoded = [&](const at::Tensor& latents) {
     DecoderState state;
     const at::Tensor z = latents.narrow(0, 0, std::min(clips, x.size(0)))
-                             .narrow(1, first, count)
+                             .narrow(1, begin, count)
                              .to(to_torch(context.compute))
                              .contiguous();
     const at::Tensor y = to_torch(autoencoder.decoder.run(context.ops(), from_torch(z), state));
-    const int64_t skipped = count > 1 ? autoencoder.decoder.config().frames_per_latent() : 0;
-    return y.narrow(1, skipped, y.size(1) - skipped).to(at::kFloat);
+    const int64_t shown = result.frames * autoencoder.decoder.config().frames_per_latent();
+    const at::Tensor pictures = y.narrow(1, y.size(1) - shown, shown).to(at::kFloat);
+    return low == 0.0 ? pictures : (pictures - low) / (1.0 - low);
   };
-  at::Tensor target;
   {
     const at::NoGradGuard no_grad;
-    target = decoded(truth);
+    result.truth = decoded(truth);
   }
-  const at::Tensor error = decoded(x) - target;
+  result.made = decoded(x);
+  return result;
+}
+
+at::Tensor picture_distance(const DecodedPair& pictures) {
+  const at::Tensor error = pictures.made - pictures.truth;
   return error.abs().mean() + difference(error, 2).abs().mean() + difference(error, 3).abs().mean();
 }
 

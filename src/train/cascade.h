@@ -53,8 +53,8 @@ struct RefinerNetwork {
     return network.transformer().text(context.ops(), embeddings);
   }
   /// Flow prediction of `x` with the condition `y`, both f32 [batch, f, h, w, c], with dense
-  /// attention among chunks of the recipe's stream_chunk_size frames and to the chunks before. One
-  /// sigma per sample.
+  /// attention among chunks of the recipe's stream_chunk_size frames and to the chunks before; a
+  /// last chunk that is too short is filled with copies of the last frame. One sigma per sample.
   [[nodiscard]] at::Tensor dense(const TrainContext& context, const at::Tensor& x,
                                  const at::Tensor& y, std::span<const double> sigmas,
                                  const TextKv& text) const;
@@ -74,6 +74,11 @@ struct RefinerNetwork {
   [[nodiscard]] at::Tensor sample(const TrainContext& context, const at::Tensor& noise,
                                   const at::Tensor& y, const TextKv& text, int64_t steps,
                                   double shift) const;
+  /// The same with guidance by the text, v_u + g (v_c - v_u); both sides in one pass.
+  [[nodiscard]] at::Tensor sample_guided(const TrainContext& context, const at::Tensor& noise,
+                                         const at::Tensor& y, const Tensor& embeddings,
+                                         const Tensor& no_text, int64_t steps, double shift,
+                                         double guidance) const;
 };
 
 /// One set of parameters, bound for each of config.cascade.scales.
@@ -90,10 +95,30 @@ struct Refiner {
   [[nodiscard]] Result<Refiner> copy(const TrainContext& context, bool trainable) const;
 };
 
-/// L1 between what the frozen decoder makes of two latents of one clip, and between the differences
-/// to neighbours: `frames` latent frames of the first `clips` ones, drawn for this step and
-/// purpose, after one more that gives the decoder's state. It stands for the perceptual distance of
-/// the published recipes, which needs a network trained on other data. Gradients reach `x` alone.
+/// What a frozen decoder makes of two latents of the same clips: `frames` latent frames of the
+/// first `clips` ones, drawn for this step and purpose, after one more that gives the decoder's
+/// state. Gradients reach the pictures of `x` alone. f32 [clips, pictures, height, width, 3], [0,
+/// 1].
+struct DecodedPair {
+  at::Tensor made;
+  at::Tensor truth;
+  int64_t first = 0;  // latent frame of the first picture
+  int64_t frames = 0;
+
+  /// The last picture of every latent frame: [clips * frames, height, width, 3].
+  [[nodiscard]] at::Tensor last_made() const { return last_of(made); }
+  [[nodiscard]] at::Tensor last_truth() const { return last_of(truth); }
+
+ private:
+  [[nodiscard]] at::Tensor last_of(const at::Tensor& pictures) const;
+};
+DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                        const at::Tensor& x, const at::Tensor& truth, int64_t clips, int64_t frames,
+                        int64_t step, int64_t purpose);
+
+/// L1 between the two, and between the differences to neighbours. It stands for the perceptual
+/// distance of the published recipes, which needs a network trained on other data.
+at::Tensor picture_distance(const DecodedPair& pictures);
 at::Tensor picture_distance(const TrainContext& context, const FrozenAutoencoder& autoencoder,
                             const at::Tensor& x, const at::Tensor& truth, int64_t clips,
                             int64_t frames, int64_t step, int64_t purpose);

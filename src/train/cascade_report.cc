@@ -16,8 +16,9 @@
 namespace ultraflash {
 namespace {
 
-constexpr int64_t kBoxPixels = 56;  // of the base size, on a sheet
-constexpr double kBoxMargin = 1.0;  // canvas pixels around an object
+constexpr int64_t kBoxPixels = 56;   // of the base size, on a sheet
+constexpr double kBoxMargin = 1.0;   // canvas pixels around an object
+constexpr int64_t kPictureStep = 4;  // between pictures that networks and MS-SSIM look at
 
 // The way from 0 to `x` on a line of `length` whose ends are joined.
 double around(double x, double length) { return x - length * std::floor(x / length + 0.5); }
@@ -57,6 +58,10 @@ Result<std::unique_ptr<CascadeReport>> CascadeReport::open(const TrainContext& c
   const at::NoGradGuard no_grad;
   std::unique_ptr<CascadeReport> report(new CascadeReport(context, std::move(autoencoders), scale));
   const CascadeConfig& c = context.config.cascade;
+  if (!context.config.init.judge.empty()) {
+    UF_ASSIGN(report->judge_,
+              RewardNetwork::open(context, context.config.init.judge, /*trainable=*/false));
+  }
   UF_ASSIGN(report->clips_, TrainingClips::open(context, /*unseen=*/true));
   UF_ASSIGN(const CaptionTokenizer tokenizer, CaptionTokenizer::open(context));
   std::vector<TokenRow> rows;
@@ -126,8 +131,12 @@ CascadeReport::Entry CascadeReport::measured(const std::string& name,
     entry.measures.emplace_back(fmt::format("{}_{}_{}x", measure, name, scale_), value);
   };
   const int64_t clips = pictures.size(0);
+  const at::NoGradGuard no_grad;
   double sum = 0.0;
   double sharpness = 0.0;
+  double dissimilarity = 0.0;
+  double score = 0.0;
+  double distance = 0.0;
   for (int64_t i = 0; i < clips; ++i) {
     const at::Tensor x = truth_.narrow(0, i, 1).to(at::kFloat);
     const at::Tensor y = pictures.narrow(0, i, 1).to(at::kFloat);
@@ -135,9 +144,26 @@ CascadeReport::Entry CascadeReport::measured(const std::string& name,
     const at::Tensor error = (y - x).square().mean(4) * inside / (255.0 * 255.0);
     sum += psnr((error.sum() / inside.sum().clamp_min(1.0)).item<double>());
     sharpness += roughness(y, inside) / std::max(roughness(x, inside), 1e-6);
+    // The last picture of every latent frame.
+    const auto some = [&](const at::Tensor& z) {
+      return z.select(0, 0).slice(0, 0, std::nullopt, kPictureStep).to(context_.device) / 255.0;
+    };
+    const at::Tensor pictures_truth = some(x);
+    const Windows windows = busiest_windows(pictures_truth, context_.config.reward.crop);
+    const at::Tensor wanted = cropped(pictures_truth, windows);
+    const at::Tensor shown = cropped(some(y), windows);
+    dissimilarity += 1.0 - ms_ssim(shown, wanted).mean().item<double>();
+    if (!judge_) continue;
+    score += judge_->standardised(context_, shown).mean().item<double>();
+    distance += judge_->distance(context_, shown, wanted).mean().item<double>();
   }
   add("psnr", sum / static_cast<double>(clips));
   add("sharpness", sharpness / static_cast<double>(clips));
+  add("dissimilarity", dissimilarity / static_cast<double>(clips));
+  if (judge_) {
+    add("judge", score / static_cast<double>(clips));
+    add("feature_distance", distance / static_cast<double>(clips));
+  }
   // Smaller pictures have no texture that could be measured.
   if (!clips_->scene(0) || pictures.size(3) < 2 * world::kBaseWidth) return entry;
   std::deque<std::future<std::pair<int64_t, int64_t>>> pending;

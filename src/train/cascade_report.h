@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "train/latent_bank.h"
 #include "train/objective.h"
 #include "train/pair_bank.h"
+#include "train/reward.h"
 
 namespace ultraflash {
 
@@ -33,11 +35,15 @@ class CascadeReport {
   /// replaces the first.
   void add(const std::string& name, const at::Tensor& latents);
 
-  /// Of bicubic enlargement, of all that was added, and of the autoencoder:
-  ///   psnr_<name>_<scale>x       in dB, inside the boxes around objects (everywhere for clips that
-  ///                              are no scenes)
-  ///   sharpness_<name>_<scale>x  mean difference between neighbours there, as a part of the
-  ///   truth's texture_<name>_<scale>x    percentage of objects whose texture is the named one
+  /// Of bicubic enlargement, of all that was added, and of the autoencoder, each with
+  /// _<name>_<scale>x behind it:
+  ///   psnr              in dB, inside the boxes around objects (everywhere for clips that are no
+  ///                     scenes)
+  ///   sharpness         mean difference between neighbours there, as a part of that of the truth
+  ///   dissimilarity     1 - MS-SSIM, where the truth has most detail; and there, with init.judge,
+  ///   judge             its score, in deviations of its reference (reward.h)
+  ///   feature_distance  and how far the truth is for it
+  ///   texture           percentage of objects whose texture is the named one
   [[nodiscard]] Measures measures() const;
   /// A row a clip, a column for each of these and at last the truth: the middle frame around the
   /// first object.
@@ -59,6 +65,7 @@ class CascadeReport {
   PairAutoencoders autoencoders_;
   int64_t scale_;
   std::unique_ptr<TrainingClips> clips_;
+  std::optional<RewardNetwork> judge_;
   at::Tensor truth_;  // u8 [clips, frames, height, width, 3] on the CPU, without the first frames
   at::Tensor boxes_;  // f32 [clips, frames, height, width], 1 inside
   PairLatents latents_;

@@ -16,7 +16,8 @@ namespace ultraflash {
 template <>
 struct EnumNames<TrainStage> {
   static constexpr const char* kNames[] = {"autoencoder",  "flow_matching", "causal", "ode",
-                                           "self_forcing", "upsampler",     "sr",     "sr_sparse"};
+                                           "self_forcing", "upsampler",     "sr",     "sr_sparse",
+                                           "reward",       "preference"};
 };
 template <>
 struct EnumNames<ResizeFilter> {
@@ -207,6 +208,45 @@ Status TrainConfig::validate() const {
         "sr_sparse: two groups of any of group_frames fit bank.latent_frames; shares lie in [0, "
         "1], weights are not negative, 0 < least_ratio <= most_ratio, 0 < min_sigma < max_sigma "
         "<= 1");
+  }
+  if (reward.widths.empty() || reward.crop < 16 || !(reward.margin > 0.0) || !share(reward.part) ||
+      !std::all_of(reward.widths.begin(), reward.widths.end(),
+                   [](int64_t w) { return w >= 1 && w <= 4096; }) ||
+      !(reward.enlarged >= 0.0) || !(reward.damaged >= 0.0) || !(reward.reconstructed >= 0.0) ||
+      !(reward.upsampled >= 0.0) || !(reward.disturbed >= 0.0) ||
+      !(reward.enlarged + reward.damaged + reward.reconstructed + reward.upsampled +
+            reward.disturbed >
+        0.0)) {
+    return invalid(
+        "reward: widths are positive, crop is at least 16, margin is positive, shares of pairs are "
+        "not negative and not all 0, part lies in [0, 1]");
+  }
+  const RewardTermConfig& r = reward_term;
+  if (!(r.weight >= 0.0) || !(r.from >= 0.0 && r.from <= r.full) || !(r.tolerance >= 0.0) ||
+      !std::isfinite(r.limit)) {
+    return invalid(
+        "reward_term: weight and tolerance are not negative, 0 <= from <= full, limit is a number");
+  }
+  const PreferenceConfig& d = preference;
+  const int64_t longest =
+      d.group_frames.empty() ? 0 : *std::max_element(d.group_frames.begin(), d.group_frames.end());
+  const bool prefers = stage == TrainStage::kPreference;
+  if (d.rollouts < 1 || d.make_batch < 1 || d.rollouts % d.make_batch != 0 || d.refresh_every < 0 ||
+      !share(d.fewer_steps) || !share(d.skip_refresh) || longest < 1 ||
+      *std::min_element(d.group_frames.begin(), d.group_frames.end()) < 1 || d.groups < 1 ||
+      (prefers && d.groups * longest > bank.latent_frames) || !share(d.condition_noise) ||
+      d.teacher_steps < 1 || !(d.teacher_shift > 0.0) || !(d.consistency > 0.0) ||
+      !(d.beta > 0.0) || !share(d.start_share) || !(d.dmd >= 0.0) || !(d.anchor >= 0.0) ||
+      d.picture_frames < 1 || d.critic_per_student < 1 || d.critic_first_steps < 0 ||
+      d.eval_rollouts < 0 || d.drift_groups < 2 || !(d.drift_limit > 0.0)) {
+    return invalid(
+        "preference: sizes are positive and make_batch divides rollouts; groups of the longest of "
+        "group_frames fit bank.latent_frames; shares and condition_noise lie in [0, 1], weights "
+        "are "
+        "not negative, beta, consistency and drift_limit are positive, drift_groups is at least 2");
+  }
+  if (r.weight > 0.0 && init.reward.empty() && data.source != "random") {
+    return invalid("reward_term: init.reward must name the network that gives it");
   }
   return {};
 }

@@ -20,6 +20,8 @@ enum class TrainStage : uint8_t {
   kUpsampler,
   kSr,
   kSrSparse,
+  kReward,
+  kPreference,
 };
 enum class OptimizerRule : uint8_t { kAdamW, kMuon };
 enum class LrSchedule : uint8_t { kConstant, kCosine };
@@ -111,6 +113,8 @@ struct InitConfig {
   /// Super-resolution transformer. Without it one begins as the generator of `generator`: its first
   /// blocks, and a patch embedding that does not see the condition yet.
   std::string refiner;
+  std::string reward;     // network of the reward stage: for a term of the loss
+  std::string judge;      // another one, of another seed, that only measures
   std::string tokenizer;  // spiece.model; empty: that of the shipped models
   /// Embeddings of all captions, made ahead with `ultraflash train --write-embeddings`; "random"
   /// for trials. The text encoder is then neither loaded nor trained.
@@ -125,6 +129,8 @@ struct InitConfig {
     visit("decoder", decoder);
     visit("upsampler", upsampler);
     visit("refiner", refiner);
+    visit("reward", reward);
+    visit("judge", judge);
     visit("tokenizer", tokenizer);
     visit("text_embeddings", text_embeddings);
   }
@@ -429,6 +435,117 @@ struct SrSparseConfig {
   }
 };
 
+/// A small network that tells the better one of two pictures (ultra-flash-training 6.3). It learns
+/// from crops of clips, ranked by how they were made.
+struct RewardConfig {
+  std::vector<int64_t> widths = {32, 64, 128,
+                                 256};  // channels of its stages, each of half the size
+  int64_t crop = 96;                    // pixels a side
+  double margin = 1.0;                  // between the scores of a pair
+  // Shares of pairs, in any proportion: a true crop against
+  double enlarged = 0.15;      // the bicubic enlargement of its small form,
+  double damaged = 0.25;       // that of its damaged small form,
+  double reconstructed = 0.1;  // what the large autoencoder makes of it;
+  double upsampled = 0.3;      // that against what the same decoder makes of upsampled latents;
+  double disturbed = 0.2;      // true or reconstructed against itself too sharp, noisy or chequered
+  double part = 0.5;           // of pairs whose worse crop is a mixture of both
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("widths", widths);
+    visit("crop", crop);
+    visit("margin", margin);
+    visit("enlarged", enlarged);
+    visit("damaged", damaged);
+    visit("reconstructed", reconstructed);
+    visit("upsampled", upsampled);
+    visit("disturbed", disturbed);
+    visit("part", part);
+  }
+};
+
+/// The score of init.reward in the loss of what the super-resolution transformer makes
+/// (ultra-flash-training 4.3). Scores are in deviations of those of true clips as the autoencoder
+/// shows them.
+struct RewardTermConfig {
+  double weight = 0.0;      // 0: none
+  double from = 0.3;        // part of the run from which the weight grows from 0,
+  double full = 0.6;        // and at which it is all there
+  double limit = 2.0;       // more than this does not count
+  double tolerance = 0.05;  // no reward while the distance to the truth is larger by this part than
+                            // it was before `from`
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("weight", weight);
+    visit("from", from);
+    visit("full", full);
+    visit("limit", limit);
+    visit("tolerance", tolerance);
+  }
+};
+
+/// Cascaded streaming preference optimisation: ultra-flash-training section 5. The scores' settings
+/// are those of SrSparseConfig, the frozen dense network that draws the better results is
+/// init.real_score.
+struct PreferenceConfig {
+  // Streams of the frozen generator, bank.latent_frames latent frames each, kept on the device.
+  int64_t rollouts = 512;
+  int64_t make_batch = 64;     // drawn at once
+  int64_t refresh_every = 16;  // steps between new batches; 0: none
+  // What is drawn for each: dynamic cache management, and how the transformer streams.
+  double fewer_steps = 0.5;   // share of batches whose later chunks take one denoising step less
+  double skip_refresh = 0.5;  // of later chunks, without context pass
+  std::vector<int64_t> group_frames = {3, 6};  // latent frames of a group
+  int64_t groups = 6;                          // one of the first so many groups learns
+  double condition_noise = 0.2;                // in half of the steps
+  // The better results: Euler steps of the dense network, without + guidance (with - without).
+  int64_t teacher_steps = 8;
+  double teacher_shift = 3.0;
+  double guidance = 2.0;
+  double judge_margin = 0.25;  // by which init.judge must prefer them
+  double consistency = 1.2;    // most distance to the small pictures, as a part of the other's
+  // Losses.
+  double beta = 1000.0;
+  double start_share = 0.7;  // of steps at sigma 1, where the student works
+  double dmd = 0.25;         // distribution matching
+  double anchor = 0.1;       // squared distance to what the network made before this stage
+  int64_t picture_frames = 2;
+  int64_t critic_per_student = 2;
+  int64_t critic_first_steps = 0;  // without updates of the student
+  int64_t eval_rollouts = 16;      // of held-out captions, measured at each scale
+  // Calibration (ultraflash train --calibrate).
+  int64_t drift_groups = 20;
+  double drift_limit = 0.01;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("rollouts", rollouts);
+    visit("make_batch", make_batch);
+    visit("refresh_every", refresh_every);
+    visit("fewer_steps", fewer_steps);
+    visit("skip_refresh", skip_refresh);
+    visit("group_frames", group_frames);
+    visit("groups", groups);
+    visit("condition_noise", condition_noise);
+    visit("teacher_steps", teacher_steps);
+    visit("teacher_shift", teacher_shift);
+    visit("guidance", guidance);
+    visit("judge_margin", judge_margin);
+    visit("consistency", consistency);
+    visit("beta", beta);
+    visit("start_share", start_share);
+    visit("dmd", dmd);
+    visit("anchor", anchor);
+    visit("picture_frames", picture_frames);
+    visit("critic_per_student", critic_per_student);
+    visit("critic_first_steps", critic_first_steps);
+    visit("eval_rollouts", eval_rollouts);
+    visit("drift_groups", drift_groups);
+    visit("drift_limit", drift_limit);
+  }
+};
+
 /// Measuring clips drawn for held-out captions while training goes on, as `ultraflash eval` does
 /// with files.
 struct EvaluateConfig {
@@ -480,6 +597,9 @@ struct TrainConfig {
   UpsamplerConfig upsampler;
   SuperResolutionConfig sr;
   SrSparseConfig sr_sparse;
+  RewardConfig reward;
+  RewardTermConfig reward_term;
+  PreferenceConfig preference;
   EvaluateConfig evaluate;
 
   template <typename Visitor>
@@ -513,6 +633,9 @@ struct TrainConfig {
     visit("upsampler", upsampler);
     visit("sr", sr);
     visit("sr_sparse", sr_sparse);
+    visit("reward", reward);
+    visit("reward_term", reward_term);
+    visit("preference", preference);
     visit("evaluate", evaluate);
   }
 

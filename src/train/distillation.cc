@@ -30,4 +30,17 @@ at::Tensor sid_loss(const at::Tensor& x, const Scores& scores, double alpha) {
   return at::nan_to_num(loss, 0.0, 0.0, 0.0).mean();
 }
 
+PreferenceErrors PreferenceErrors::at_start(const at::Tensor& x, const at::Tensor& reference,
+                                            const at::Tensor& better, const at::Tensor& worse) {
+  // A result z is e - v: the error of v for the target e - z is that of z.
+  const auto error = [](const at::Tensor& made, const at::Tensor& wanted) {
+    return (made - wanted).square().mean({1, 2, 3, 4});
+  };
+  return {error(x, better), error(reference, better), error(x, worse), error(reference, worse)};
+}
+
+at::Tensor preference_loss(const PreferenceErrors& errors, double beta) {
+  return at::softplus(0.5 * beta * errors.bracket());
+}
+
 }  // namespace ultraflash

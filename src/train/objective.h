@@ -110,6 +110,8 @@ Result<std::unique_ptr<Objective>> make_self_forcing_objective(TrainContext& con
 Result<std::unique_ptr<Objective>> make_upsampler_objective(TrainContext& context);
 Result<std::unique_ptr<Objective>> make_sr_objective(TrainContext& context);
 Result<std::unique_ptr<Objective>> make_sr_sparse_objective(TrainContext& context);
+Result<std::unique_ptr<Objective>> make_reward_objective(TrainContext& context);
+Result<std::unique_ptr<Objective>> make_preference_objective(TrainContext& context);
 
 /// Binds a network to `set`: from the file or folder `init`, or from random numbers when it is
 /// empty. `unused` lists name prefixes that may stay unread.

@@ -1,6 +1,9 @@
 #include "train/pictures.h"
 
+#include <ATen/TensorIndexing.h>
+
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <exception>
@@ -40,6 +43,74 @@ at::Tensor resized(const at::Tensor& pictures, int64_t height, int64_t width, Re
 
 at::Tensor to_bytes(const at::Tensor& pictures) {
   return (pictures * 255.0).add_(0.5).clamp_(0.0, 255.0).to(at::kCPU, at::kByte);
+}
+
+Windows busiest_windows(const at::Tensor& pictures, int64_t side) {
+  constexpr int64_t kStride = 8;
+  Windows windows;
+  windows.side = std::min({side, pictures.size(1), pictures.size(2)});
+  const int64_t n = pictures.size(0);
+  const at::Tensor x = pictures.detach();
+  const at::Tensor detail =
+      at::constant_pad_nd(difference(x, 1).abs().sum(3), {0, 0, 0, 1}) +
+      at::constant_pad_nd(difference(x, 2).abs().sum(3), {0, 1, 0, 0});  // [n, height, width]
+  const at::Tensor sums =
+      at::avg_pool2d(detail.unsqueeze(1), {windows.side, windows.side}, {kStride, kStride});
+  const at::Tensor best = sums.reshape({n, -1}).argmax(1);
+  windows.top = best.div(sums.size(3), "floor") * kStride;
+  windows.left = best.remainder(sums.size(3)) * kStride;
+  return windows;
+}
+
+at::Tensor cropped(const at::Tensor& pictures, const Windows& windows) {
+  const at::Tensor offsets = at::arange(windows.side, windows.top.options());
+  const at::Tensor rows = windows.top.unsqueeze(1) + offsets;      // [n, side]
+  const at::Tensor columns = windows.left.unsqueeze(1) + offsets;  // [n, side]
+  const at::Tensor all = at::arange(pictures.size(0), windows.top.options());
+  return pictures.index({all.view({-1, 1, 1}), rows.unsqueeze(2), columns.unsqueeze(1)});
+}
+
+at::Tensor ms_ssim(const at::Tensor& a, const at::Tensor& b) {
+  constexpr int64_t kWindow = 11;
+  constexpr double kDeviation = 1.5;
+  constexpr double kLuminance = 0.01 * 0.01;  // constants that keep the quotients finite
+  constexpr double kContrast = 0.03 * 0.03;
+  constexpr std::array<double, 5> kWeights = {0.0448, 0.2856, 0.3001, 0.2363, 0.1333};
+  const int64_t channels = a.size(3);
+  const at::Tensor offsets = at::arange(kWindow, a.options()) - static_cast<double>(kWindow / 2);
+  const at::Tensor bell = (offsets.square() / (-2.0 * kDeviation * kDeviation)).exp();
+  const at::Tensor line = (bell / bell.sum()).expand({channels, 1, kWindow});
+  const auto blurred = [&](const at::Tensor& x) {
+    const auto filter = [&](const at::Tensor& z, const at::Tensor& weight) {
+      return at::conv2d(z, weight, /*bias=*/std::nullopt, /*stride=*/at::IntArrayRef{1},
+                        /*padding=*/at::IntArrayRef{0}, /*dilation=*/at::IntArrayRef{1}, channels);
+    };
+    return filter(filter(x, line.unsqueeze(3)), line.unsqueeze(2));
+  };
+  at::Tensor x = a.permute({0, 3, 1, 2}).contiguous();
+  at::Tensor y = b.permute({0, 3, 1, 2}).contiguous();
+  size_t levels = 1;
+  while (levels < kWeights.size() && std::min(x.size(2), x.size(3)) >> levels >= kWindow) ++levels;
+  double sum = 0.0;
+  for (size_t i = 0; i < levels; ++i) sum += kWeights[i];
+  at::Tensor result = at::ones({a.size(0)}, a.options());
+  for (size_t i = 0; i < levels; ++i) {
+    const at::Tensor mean_x = blurred(x);
+    const at::Tensor mean_y = blurred(y);
+    const at::Tensor var_x = blurred(x * x) - mean_x * mean_x;
+    const at::Tensor var_y = blurred(y * y) - mean_y * mean_y;
+    const at::Tensor both = blurred(x * y) - mean_x * mean_y;
+    at::Tensor similar = (2.0 * both + kContrast) / (var_x + var_y + kContrast);
+    if (i + 1 == levels) {
+      similar = similar * (2.0 * mean_x * mean_y + kLuminance) /
+                (mean_x * mean_x + mean_y * mean_y + kLuminance);
+    } else {
+      x = at::avg_pool2d(x, {2, 2});
+      y = at::avg_pool2d(y, {2, 2});
+    }
+    result = result * similar.mean({1, 2, 3}).clamp_min(0.0).pow(kWeights[i] / sum);
+  }
+  return result;
 }
 
 at::Tensor first_clips(const TrainContext& context, const TrainingClips& clips, int64_t scale,

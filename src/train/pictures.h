@@ -25,6 +25,24 @@ at::Tensor resized(const at::Tensor& pictures, int64_t height, int64_t width, Re
 /// [0, 1] -> u8 on the CPU, rounded.
 at::Tensor to_bytes(const at::Tensor& pictures);
 
+/// Squares of `side` pixels, one a picture: first rows and columns, i64 [pictures] on the device of
+/// the pictures.
+struct Windows {
+  at::Tensor top;
+  at::Tensor left;
+  int64_t side = 0;
+};
+/// Of pictures [n, height, width, c] the windows with most detail (differences between neighbours).
+/// Smaller than `side` where the pictures are.
+Windows busiest_windows(const at::Tensor& pictures, int64_t side);
+/// [n, height, width, c] -> [n, side, side, c].
+at::Tensor cropped(const at::Tensor& pictures, const Windows& windows);
+
+/// Multi-scale structural similarity (Wang, Simoncelli, Bovik 2003) of pictures f32
+/// [n, height, width, c] in [0, 1]: f32 [n], 1 for equal ones. As many of the five sizes as its
+/// 11-pixel window fits, the others' weights shared out.
+at::Tensor ms_ssim(const at::Tensor& a, const at::Tensor& b);
+
 /// Whole frames of clips 0 to `count` - 1 at `scale`, u8 [count, frames, height, width, 3] on the
 /// CPU.
 at::Tensor first_clips(const TrainContext& context, const TrainingClips& clips, int64_t scale,

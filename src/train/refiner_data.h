@@ -52,6 +52,10 @@ class RefinerData {
   /// One sigma per sample: logit-normal and shifted, a share at 1.
   [[nodiscard]] std::vector<double> draw_sigmas(int64_t step) const;
   [[nodiscard]] bool has_pictures() const { return !clips_->encoded(); }
+  [[nodiscard]] const std::vector<Size>& sizes() const { return sizes_; }
+  [[nodiscard]] const TextNetwork& text() const { return text_; }
+  [[nodiscard]] const TrainingClips& clips() const { return *clips_; }
+  [[nodiscard]] const CaptionTokenizer& tokenizer() const { return *tokenizer_; }
 
   /// Draws the held-out clips of one scale anew: `y` is the condition, and what goes to `add` is
   /// reported under its name.

@@ -33,9 +33,12 @@ Result<RolloutPlan> RolloutPlan::make(const TrainContext& context) {
   return plan;
 }
 
-at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generator,
-                    const RolloutPlan& plan, const at::Tensor& noise, const Tensor& embeddings,
-                    const std::vector<int64_t>& exits, bool gradient) {
+namespace {
+
+// roll_out(), with `settings` for the chunks after the first.
+at::Tensor run(const TrainContext& context, const GeneratorNetwork& generator,
+               const RolloutPlan& plan, const at::Tensor& noise, const Tensor& embeddings,
+               const std::vector<int64_t>& exits, bool gradient, const CacheSettings& settings) {
   const at::AutoGradMode grad_mode(gradient);
   Executor& ops = context.ops();
   const WanDit& network = generator.network;
@@ -91,36 +94,64 @@ at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generat
     const bool counts = chunk >= first;
     const auto exit = counts ? static_cast<size_t>(exits[static_cast<size_t>(chunk - first)])
                              : plan.sigmas.size() - 1;
-    for (size_t step = 0; step < exit; ++step) {
+    std::vector<size_t> steps = settings.later_steps;
+    if (chunk == 0 || steps.empty()) {
+      steps.clear();
+      for (size_t step = 0; step <= exit; ++step) steps.push_back(step);
+    }
+    for (size_t i = 0; i + 1 < steps.size(); ++i) {
       const at::NoGradGuard no_grad;
-      const at::Tensor x0 = denoised(step);
-      z = at::lerp(x0, at::randn_like(x0), plan.sigmas[step + 1]);
+      const at::Tensor x0 = denoised(steps[i]);
+      z = at::lerp(x0, at::randn_like(x0), plan.sigmas[steps[i + 1]]);
     }
     at::Tensor clean;
     {
       const at::AutoGradMode here(gradient && counts);
-      clean = denoised(exit);
+      clean = denoised(steps.back());
     }
     if (counts) output.push_back(clean);
     if (chunk + 1 == chunks) break;
     const at::NoGradGuard no_grad;
     clean = clean.detach();
+    bool all = false;
+    at::Tensor without;
+    if (chunk > 0 && settings.without_context)
+      without = settings.without_context(chunk, clean, all);
+    if (all) continue;
+    const KvState before = state;  // handles: a pass makes new caches
     if (plan.context_sigma > 0.0) {
       clean = at::lerp(clean, at::randn_like(clean), plan.context_sigma);
     }
     pass.time = &context_time;
     pass.cache_only = true;
     (void)run_causal(ops, network, from_torch(clean), state, pass);
+    if (!without.defined()) continue;
+    const at::Tensor keeps = without.view({batch, 1, 1});
+    for (size_t layer = 0; layer < state.layers.size(); ++layer) {
+      const auto blend = [&](Tensor& now, const Tensor& then) {
+        now = from_torch(at::where(keeps, to_torch(then), to_torch(now)));
+      };
+      blend(state.layers[layer].k, before.layers[layer].k);
+      blend(state.layers[layer].v, before.layers[layer].v);
+    }
   }
   return at::cat(output, 1);
 }
 
+}  // namespace
+
+at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generator,
+                    const RolloutPlan& plan, const at::Tensor& noise, const Tensor& embeddings,
+                    const std::vector<int64_t>& exits, bool gradient) {
+  return run(context, generator, plan, noise, embeddings, exits, gradient, {});
+}
+
 at::Tensor roll_out_whole(const TrainContext& context, const GeneratorNetwork& generator,
                           const RolloutPlan& plan, const at::Tensor& noise,
-                          const Tensor& embeddings) {
+                          const Tensor& embeddings, const CacheSettings& settings) {
   const std::vector<int64_t> last(static_cast<size_t>(noise.size(1) / plan.chunk_frames),
                                   static_cast<int64_t>(plan.sigmas.size()) - 1);
-  return roll_out(context, generator, plan, noise, embeddings, last, /*gradient=*/false);
+  return run(context, generator, plan, noise, embeddings, last, /*gradient=*/false, settings);
 }
 
 }  // namespace ultraflash

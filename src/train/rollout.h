@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "train/generator.h"
@@ -33,9 +34,19 @@ at::Tensor roll_out(const TrainContext& context, const GeneratorNetwork& generat
                     const RolloutPlan& plan, const at::Tensor& noise, const Tensor& embeddings,
                     const std::vector<int64_t>& exits, bool gradient);
 
+/// Dynamic cache management of a rollout (ultra-flash 5.1 (i) and (ii)), for every chunk but the
+/// first.
+struct CacheSettings {
+  std::vector<size_t> later_steps;  // indices into the plan's steps; empty: all of them
+  /// Asked after a chunk is made: bool [batch] on the device, true for streams that go without its
+  /// context pass, so that their caches keep what the last denoising step wrote. An undefined
+  /// tensor: none goes without. `all` may be set when all do: then no pass is run.
+  std::function<at::Tensor(int64_t chunk, const at::Tensor& clean, bool& all)> without_context;
+};
+
 /// As at inference: every chunk through all steps, without gradient.
 at::Tensor roll_out_whole(const TrainContext& context, const GeneratorNetwork& generator,
                           const RolloutPlan& plan, const at::Tensor& noise,
-                          const Tensor& embeddings);
+                          const Tensor& embeddings, const CacheSettings& settings = {});
 
 }  // namespace ultraflash

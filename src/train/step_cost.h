@@ -35,4 +35,23 @@ inline constexpr double kForwardAndBackward = 3.0;
 /// equally often the last: the steps, and the context pass of all chunks but the last.
 double rollout_passes(const TrainContext& context, int64_t steps);
 
+/// One forward pass of the super-resolution transformer over `frames` latent frames of each of
+/// `clips` clips at `scale`: dense among chunks and to the chunks before,
+double dense_refiner_cost(const TrainContext& context, int64_t scale, int64_t clips,
+                          int64_t frames);
+/// or sparse after `cached` temporal blocks: of each temporal block of queries as many pairs of
+/// blocks as its budget keeps, whole blocks of 128 tokens with their padding.
+double sparse_refiner_cost(const TrainContext& context, int64_t scale, int64_t clips,
+                           int64_t frames, double cached, double ratio_factor);
+/// One of the upsampler over `frames` latent frames of the base size: its convolutions. Version 1
+/// alone; 0 for the other.
+double upsampler_cost(const TrainContext& context, int64_t scale, int64_t clips, int64_t frames);
+/// Mean of a cost over config.cascade.scales.
+template <typename Cost>
+double mean_over_scales(const TrainContext& context, const Cost& cost) {
+  double sum = 0.0;
+  for (const int64_t scale : context.config.cascade.scales) sum += cost(scale);
+  return sum / static_cast<double>(context.config.cascade.scales.size());
+}
+
 }  // namespace ultraflash

@@ -41,6 +41,9 @@ struct TrainOptions {
   std::filesystem::path write_embeddings;
   /// Writes a sheet of every degradation (degrade/degrade.h) to `out` and trains nothing.
   bool degradations = false;
+  /// Measures what dynamic cache management may skip with the networks of a preference config
+  /// (calibration.h), writes `out`/cache_management.json and trains nothing.
+  bool calibrate = false;
   Logger log;
   /// Returns false to stop: the step in hand is finished and a checkpoint written.
   std::function<bool(const TrainProgress&)> progress;

@@ -8,6 +8,7 @@
 
 #include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
+#include "train/calibration.h"
 #include "train/clips.h"
 #include "train/degrade/degrade.h"
 #include "train/journal.h"
@@ -66,6 +67,10 @@ Result<std::unique_ptr<Objective>> make_objective(TrainContext& context) {
       return make_sr_objective(context);
     case TrainStage::kSrSparse:
       return make_sr_sparse_objective(context);
+    case TrainStage::kReward:
+      return make_reward_objective(context);
+    case TrainStage::kPreference:
+      return make_preference_objective(context);
   }
   return make_status(StatusCode::kInternal, "an unknown stage");
 }
@@ -74,7 +79,7 @@ Result<TrainConfig> read_config(const TrainOptions& options) {
   std::vector<std::string> changes;
   if (options.random_weights) {
     for (const char* field : {"autoencoder", "text_encoder", "generator", "real_score", "decoder",
-                              "upsampler", "refiner", "tokenizer"}) {
+                              "upsampler", "refiner", "reward", "judge", "tokenizer"}) {
       changes.push_back(fmt::format("init.{}=", field));
     }
     changes.emplace_back("init.text_embeddings=random");
@@ -399,6 +404,10 @@ Result<TrainSummary> run(const TrainOptions& options, const std::shared_ptr<Rank
     UF_ASSIGN(const RgbImage sheet, degrade::degradation_sheet(context));
     UF_TRY(journal.save_picture("degradations", sheet));
     return TrainSummary{0, true, {}, {}};
+  }
+  if (options.calibrate) {
+    UF_ASSIGN(const std::filesystem::path path, calibrate_cache_management(context, options.out));
+    return TrainSummary{0, true, {path}, {}};
   }
   UF_ASSIGN(const std::unique_ptr<Objective> objective, make_objective(context));
   RunCounters counters;

@@ -298,6 +298,87 @@ TEST(Stages, AboveTheGeneratorFollowEachOther) {
   }
 }
 
+TEST(Stages, PreferenceOnStreamsOfTheWholeCascade) {
+  const TrainingFolder folder("preference");
+  const std::string models = (folder / "models").string();
+  // The networks that it begins with, hardly trained.
+  const std::string brief = R"("batch": 2, "steps": 2)";
+  const std::vector<std::string> few = {"bank.clips=2", "bank.encode_batch=2",
+                                        "cascade.scales=[2]"};
+  for (const std::string stage : {"upsampler", "sr"}) {
+    TrainOptions options = folder.stage(stage, "models", brief);
+    options.set = few;
+    if (stage == "sr") options.set.push_back("init.upsampler=" + models);
+    run(options);
+  }
+  {
+    SCOPED_TRACE("reward");
+    TrainOptions reward =
+        folder.stage("reward", "models", R"("batch": 16, "steps": 60, "degrade": {"share": 1},
+                     "optimizer": {"lr": 3e-3, "warmup_steps": 3})");
+    reward.set = few;
+    reward.set.insert(reward.set.end(),
+                      {"init.upsampler=" + models, "bank.latent_frames=3", "bank.refresh=0",
+                       "reward.widths=[8,12]", "reward.crop=32", "cascade.eval_frames=1"});
+    Losses loss{{}, "loss"};
+    loss.attach(reward);
+    run(reward);
+    ASSERT_EQ(loss.values.size(), 60U);
+    EXPECT_LT(loss.last_third(), 0.97 * loss.first_third());
+    expect_exact_resume(reward, folder, 4, 2);
+  }
+  const std::vector<std::string> rewarded = {
+      "init.reward=" + models,   "init.judge=" + models, "reward.widths=[8,12]", "reward.crop=32",
+      "reward_term.weight=0.05", "cascade.eval_clips=1", "cascade.eval_frames=4"};
+  {
+    SCOPED_TRACE("sr_sparse with a reward");
+    TrainOptions sparse = folder.stage("sr_sparse", "sparse", R"("batch": 2, "steps": 6)");
+    sparse.set = few;
+    sparse.set.insert(sparse.set.end(), rewarded.begin(), rewarded.end());
+    sparse.set.insert(sparse.set.end(),
+                      {"init.upsampler=" + models, "init.refiner=" + models, "reward_term.from=0.4",
+                       "sr_sparse.group_frames=[2]", "sr_sparse.picture_clips=1",
+                       "sr_sparse.picture_frames=1", "sr_sparse.adaptation=0"});
+    Losses score{{}, "reward"};
+    score.attach(sparse);
+    run(sparse);
+    EXPECT_EQ(score.values.size(), 6U);
+    sparse.set.push_back("cascade.eval_clips=0");
+    expect_exact_resume(sparse, folder, 6, 3);
+  }
+  TrainOptions options =
+      folder.stage("preference", "out",
+                   R"("batch": 2, "steps": 12, "optimizer": {"lr": 1e-3, "warmup_steps": 1},
+         "critic_optimizer": {"lr": 1e-3})");
+  options.set = {
+      "bank.latent_frames=12",         "cascade.scales=[2]",         "preference.groups=2",
+      "preference.group_frames=[3,6]", "preference.rollouts=4",      "preference.make_batch=2",
+      "preference.refresh_every=3",    "preference.teacher_steps=2", "preference.start_share=0.6",
+      "preference.judge_margin=-100",  "preference.consistency=100", "preference.eval_rollouts=2",
+      "init.upsampler=" + models,      "init.refiner=" + models,     "init.real_score=" + models};
+  options.set.insert(options.set.end(), rewarded.begin(), rewarded.end());
+  Losses kept{{}, "kept"};
+  kept.attach(options);
+  run(options);
+  ASSERT_GE(kept.values.size(), 5U);
+  EXPECT_EQ(kept.mean(0, kept.values.size()), 100.0);  // with these limits every pair counts
+  EXPECT_TRUE(std::filesystem::exists(folder / "out/sr_dit.safetensors"));
+  options.set.push_back("cascade.eval_clips=0");
+  expect_exact_resume(options, folder, 5, 2);
+  // A judge that is never satisfied leaves no pair.
+  options.set.push_back("preference.judge_margin=100");
+  options.steps = 2;
+  Losses none{{}, "kept"};
+  none.attach(options);
+  run(options);
+  ASSERT_GE(none.values.size(), 1U);
+  EXPECT_EQ(none.mean(0, none.values.size()), 0.0);
+  options.set.push_back("init.real_score=");
+  EXPECT_EQ(run_training(options).status().code(), StatusCode::kInvalidArgument);
+  options.set.push_back("bank.latent_frames=6");
+  EXPECT_EQ(describe_training(options).status().code(), StatusCode::kInvalidArgument);
+}
+
 TEST(Training, SaysWhatIsMissing) {
   const TrainingFolder folder("missing");
   TrainOptions options =

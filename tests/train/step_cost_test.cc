@@ -7,6 +7,7 @@
 
 #include "ops/autograd/autograd_executor.h"
 #include "tiny_training.h"
+#include "train/cascade.h"
 #include "train/generator.h"
 #include "ultraflash/recipe.h"
 
@@ -58,6 +59,56 @@ TEST(StepCost, CountsEveryMatrixOncePerToken) {
                    linear + pair * 3.0 * chunk * chunk);
   // Steps 1 to 4 are equally often the last; one context pass in two chunks.
   EXPECT_DOUBLE_EQ(rollout_passes(context, 4), 2.5 + 0.5);
+}
+
+// The networks above the generator, by the parameters that they have.
+TEST(StepCost, CountsTheRefinerAndTheUpsampler) {
+  const testing::TrainingFolder folder("cost_above");
+  const Result<Recipe> recipe = Recipe::find((folder / "recipe.json").string());
+  ASSERT_TRUE(recipe.ok()) << recipe.status().message();
+  TrainContext context;
+  context.recipe = recipe->data();
+  context.compute = DType::kF32;
+  context.executor = make_autograd_executor({});
+  context.config.cascade.scales = {2};
+  const Result<UpsamplerNetwork> upsampler = UpsamplerNetwork::open(context, "", 2, false);
+  ASSERT_TRUE(upsampler.ok()) << upsampler.status().message();
+  double products = 0.0;
+  for (const std::string& name : upsampler->parameters->names()) {
+    const at::Tensor& leaf = upsampler->parameters->leaf(name);
+    if (leaf.dim() != 4) continue;
+    const double places = (name.starts_with("pre_shuffle") ? 1.0 : 4.0) * 6.0 * 8.0;
+    products += places * static_cast<double>(leaf.numel());
+  }
+  EXPECT_DOUBLE_EQ(upsampler_cost(context, 2, 3, 5), 2.0 * 15.0 * products);
+
+  const Result<Refiner> refiner = Refiner::open(context, "", /*trainable=*/false);
+  ASSERT_TRUE(refiner.ok()) << refiner.status().message();
+  const double one = dense_refiner_cost(context, 2, 1, 2);  // one chunk: all pairs
+  const double two = dense_refiner_cost(context, 2, 1, 4);
+  const WanDitConfig& c = context.recipe.cascade(2)->refiner->network.transformer;
+  const double pair = 4.0 * static_cast<double>(c.dim * c.num_layers);
+  const double chunk = 2.0 * 12.0 * 16.0 / 4.0;
+  double of_tokens = 0.0;
+  for (const std::string& name : refiner->parameters->names()) {
+    const at::Tensor& leaf = refiner->parameters->leaf(name);
+    if (leaf.dim() < 2 || name.find("modulation") != std::string::npos ||
+        name.starts_with("time_") || name.starts_with("text_embedding") ||
+        name.find("cross_attn.k") != std::string::npos ||
+        name.find("cross_attn.v") != std::string::npos) {
+      continue;
+    }
+    of_tokens += static_cast<double>(leaf.numel());
+  }
+  // The second chunk: its products, its text, and it sees both.
+  EXPECT_DOUBLE_EQ(two - one, 2.0 * of_tokens * chunk +
+                                  pair * chunk * static_cast<double>(c.text_len) +
+                                  pair * 2.0 * chunk * chunk);
+  // 12 x 16 latents are 6 x 8 patches: 2 x 2 windows of 4 x 4, and 24 / 48 of the pairs (8) and one
+  // more are kept. Windows of two frames have 32 tokens; after cached blocks no more is read.
+  const double sparse = sparse_refiner_cost(context, 2, 1, 4, 0.0, 1.0);
+  EXPECT_DOUBLE_EQ(sparse - two, pair * (2.0 * 9.0 * 32.0 * 32.0 - 3.0 * chunk * chunk));
+  EXPECT_DOUBLE_EQ(sparse_refiner_cost(context, 2, 1, 4, 2.0, 1.0), sparse);
 }
 
 }  // namespace

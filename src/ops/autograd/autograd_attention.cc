@@ -284,6 +284,46 @@ WindowedQueries AutogradExecutor::do_qkv_to_windows(const Tensor& qkv, const Ten
   return {dense(q), dense(block_means(q))};
 }
 
+// Copies to a device wait for it, and a stream asks for few different tables: they are kept.
+const AutogradExecutor::BlockTables& AutogradExecutor::block_tables(
+    const WindowGrid& grid, const GroupPlace& place, const BlockSelection& selection) {
+  const int64_t spatial = grid.spatial_blocks();
+  const int64_t time = grid.temporal_blocks();
+  const int64_t columns = grid.block_columns();
+  const std::array<int64_t, 6> key = {time,
+                                      spatial,
+                                      columns,
+                                      place.cached_blocks,
+                                      selection.local_range,
+                                      selection.blocks_per_chunk};
+  const auto found = block_tables_.find(key);
+  if (found != block_tables_.end()) return found->second;
+  const int64_t keys = (place.cached_blocks + time) * spatial;
+  at::Tensor allowed = at::zeros({time, spatial, keys}, at::kBool);
+  at::Tensor diagonal = at::zeros({time, spatial, keys}, at::kBool);
+  const int64_t low = -(selection.local_range / 2);
+  const int64_t high = low + selection.local_range - 1;
+  const int64_t chunk = selection.blocks_per_chunk;
+  for (int64_t t = 0; t < time; ++t) {
+    const int64_t end = ((place.cached_blocks + t) / chunk + 1) * chunk;
+    for (int64_t s = 0; s < spatial; ++s) {
+      const int64_t row = (t * spatial + s) * keys;
+      for (int64_t i = 0; i < keys; ++i) {
+        const int64_t dy = i % spatial / columns - s / columns;
+        const int64_t dx = i % spatial % columns - s % columns;
+        allowed.data_ptr<bool>()[row + i] =
+            dy >= low && dy <= high && dx >= low && dx <= high && i / spatial < end;
+      }
+      if (place.cached_blocks == 0) diagonal.data_ptr<bool>()[row + t * spatial + s] = true;
+    }
+  }
+  BlockTables tables;
+  tables.first = allowed.logical_and(allowed.to(at::kInt).cumsum(-1) == 1).to(torch_device_);
+  tables.allowed = allowed.to(torch_device_);
+  if (place.cached_blocks == 0) tables.diagonal = diagonal.to(torch_device_);
+  return block_tables_.emplace(key, std::move(tables)).first->second;
+}
+
 BlockMask AutogradExecutor::do_select_blocks(const WindowedQueries& queries,
                                              const WindowCache& cache, const WindowGrid& grid,
                                              int64_t heads, const GroupPlace& place,
@@ -294,43 +334,21 @@ BlockMask AutogradExecutor::do_select_blocks(const WindowedQueries& queries,
   const int64_t time = grid.temporal_blocks();
   const int64_t key_time = place.cached_blocks + time;
   const int64_t keys = key_time * spatial;
-  const int64_t columns = grid.block_columns();
   const Segments view = segments_of(key_time, spatial, [&](int64_t i) { return place.slot_of(i); });
   const at::Tensor q = by_heads(in(queries.pooled).to(at::kFloat), heads);
   const at::Tensor k = by_heads(gathered(in(cache.pooled_k), view).to(at::kFloat), heads);
-
-  // allowed[query block][key block]
-  at::Tensor allowed_host = at::zeros({time, spatial, keys}, at::kBool);
-  at::Tensor diagonal_host = at::zeros({time, spatial, keys}, at::kBool);
-  const int64_t low = -(selection.local_range / 2);
-  const int64_t high = low + selection.local_range - 1;
-  const int64_t chunk = selection.blocks_per_chunk;
-  for (int64_t t = 0; t < time; ++t) {
-    const int64_t end = ((place.cached_blocks + t) / chunk + 1) * chunk;
-    for (int64_t s = 0; s < spatial; ++s) {
-      const int64_t row = (t * spatial + s) * keys;
-      for (int64_t key = 0; key < keys; ++key) {
-        const int64_t dy = key % spatial / columns - s / columns;
-        const int64_t dx = key % spatial % columns - s % columns;
-        allowed_host.data_ptr<bool>()[row + key] =
-            dy >= low && dy <= high && dx >= low && dx <= high && key / spatial < end;
-      }
-      if (place.cached_blocks == 0) diagonal_host.data_ptr<bool>()[row + t * spatial + s] = true;
-    }
-  }
-  const at::Tensor allowed = allowed_host.to(torch_device_);
+  const BlockTables& tables = block_tables(grid, place, selection);
   const at::Tensor scores =
       (at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(q.size(3))))
           .view({batch, heads, time, spatial, keys})
-          .masked_fill(allowed.logical_not(), -std::numeric_limits<double>::infinity());
+          .masked_fill(tables.allowed.logical_not(), -std::numeric_limits<double>::infinity());
   const at::Tensor p = at::softmax(scores, -1);
   const int64_t kept = std::min(selection.top_k, spatial * keys - 1) + 1;
   const at::Tensor theta = std::get<0>(p.flatten(3).topk(kept, -1)).select(-1, kept - 1);
-  at::Tensor mask = (p >= theta.view({batch, heads, time, 1, 1})).logical_and(allowed);
+  at::Tensor mask = (p >= theta.view({batch, heads, time, 1, 1})).logical_and(tables.allowed);
   // The first allowed block of every row, for the rows that kept none.
-  const at::Tensor first = allowed.logical_and(allowed.to(at::kInt).cumsum(-1) == 1);
-  mask = mask.logical_or(first.logical_and(mask.any(-1, /*keepdim=*/true).logical_not()))
-             .logical_or(diagonal_host.to(torch_device_));
+  mask = mask.logical_or(tables.first.logical_and(mask.any(-1, /*keepdim=*/true).logical_not()));
+  if (tables.diagonal.defined()) mask = mask.logical_or(tables.diagonal);
   return do_block_mask_from(
       from_torch(mask.to(at::kByte).view({batch, heads, time * spatial, keys})));
 }

@@ -119,9 +119,19 @@ class AutogradExecutor : public Executor {
   const at::Tensor& rotary(const TokenGrid& grid, int64_t head_dim, int64_t first_frame,
                            int64_t period);
 
+  /// What a group's blocks may see: bool [time, spatial, keys] on this executor's device.
+  struct BlockTables {
+    at::Tensor allowed;
+    at::Tensor first;     // the first allowed block of every row
+    at::Tensor diagonal;  // always seen; undefined after earlier groups
+  };
+  const BlockTables& block_tables(const WindowGrid& grid, const GroupPlace& place,
+                                  const BlockSelection& selection);
+
   AutogradOptions options_;
   at::Device torch_device_;
   std::map<std::array<int64_t, 6>, at::Tensor> rotary_;
+  std::map<std::array<int64_t, 6>, BlockTables> block_tables_;
 };
 
 /// A handle on a contiguous tensor, as results are: where axes of size 1 allow it, libtorch's

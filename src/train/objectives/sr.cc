@@ -4,6 +4,7 @@
 #include "ops/autograd/torch_tensor.h"
 #include "train/objective.h"
 #include "train/refiner_data.h"
+#include "train/step_cost.h"
 
 namespace ultraflash {
 namespace {
@@ -53,6 +54,15 @@ class SrObjective final : public Objective {
     meter.add("loss", loss);
     if (!data_->one_size()) meter.add(fmt::format("loss_{}x", data_->of_step(step).scale), loss);
     meter.add("gradient_norm", trained_.update(lr_factor));
+  }
+
+  [[nodiscard]] double step_cost() const override {
+    const TrainConfig& config = context_.config;
+    return mean_over_scales(context_, [&](int64_t scale) {
+      return kForwardAndBackward *
+                 dense_refiner_cost(context_, scale, config.batch, config.cascade.frames) +
+             upsampler_cost(context_, scale, config.batch, config.cascade.frames);
+    });
   }
 
   Measures evaluate() override {

@@ -2,18 +2,23 @@
 // from noise to latents. ultra-flash-training section 4. First the flow loss alone, until the
 // network is used to reading few blocks; then the student's one step, by regression onto the true
 // latents and their pictures, and by distribution matching: a frozen dense network (real) and one
-// that learns the student's output (fake) score what it makes.
+// that learns the student's output (fake) score what it makes. A learned reward may join
+// (reward.h).
 #include <algorithm>
 
 #include "ops/autograd/torch_tensor.h"
 #include "train/distillation.h"
 #include "train/objective.h"
 #include "train/refiner_data.h"
+#include "train/refiner_scores.h"
+#include "train/refiner_stream.h"
+#include "train/reward.h"
+#include "train/step_cost.h"
 
 namespace ultraflash {
 namespace {
 
-enum : int64_t { kGroupDraw = 1, kPictureDraw = 2, kScoreDraw = 3, kFakeDraw = 4 };
+enum : int64_t { kGroupDraw = 1, kPictureDraw = 2, kFakeDraw = 4 };
 
 class SrSparseObjective final : public Objective {
  public:
@@ -27,22 +32,21 @@ class SrSparseObjective final : public Objective {
     trained_.name = "refiner";
     trained_.parameters = student_.parameters;
     trained_.begin(config.optimizer, &config.ema);
+    UF_ASSIGN(reward_, RewardTerm::open(context_));
     matching_ = config.sr_sparse.dmd > 0.0;
     if (!matching_) return {};
     // A student that goes on from another run has its dense teacher elsewhere.
     const std::string& teacher =
         config.init.real_score.empty() ? config.init.refiner : config.init.real_score;
-    UF_ASSIGN(real_, Refiner::open(context_, teacher, /*trainable=*/false));
-    UF_ASSIGN(fake_, real_.copy(context_, /*trainable=*/true));
-    trained_fake_.name = "fake_score";
-    trained_fake_.parameters = fake_.parameters;
-    trained_fake_.begin(config.critic_optimizer, nullptr);
+    UF_ASSIGN(scores_, RefinerScores::open(context_, teacher));
     return {};
   }
 
   std::vector<TrainedSet*> sets() override {
-    if (matching_) return {&trained_, &trained_fake_};
-    return {&trained_};
+    std::vector<TrainedSet*> sets = {&trained_};
+    if (matching_) sets.push_back(&scores_->fake());
+    if (reward_) sets.push_back(&reward_->state());
+    return sets;
   }
 
   Status start(int64_t first_step) override {
@@ -62,6 +66,29 @@ class SrSparseObjective final : public Objective {
       update_student(step, group, lr_factor, meter);
     }
     if (matching_) update_fake(step, group, meter);
+  }
+
+  // Of the part of the run that is on; decoded pictures are not counted.
+  [[nodiscard]] double step_cost() const override {
+    const TrainConfig& config = context_.config;
+    const SrSparseConfig& c = config.sr_sparse;
+    const double ratio = 0.5 * (c.least_ratio + c.most_ratio);
+    const double cached = c.stream_share * 0.5 * static_cast<double>(1 + c.max_kv_len);
+    double sum = 0.0;
+    for (const int64_t frames : c.group_frames) {
+      sum += mean_over_scales(context_, [&](int64_t scale) {
+        const double group =
+            sparse_refiner_cost(context_, scale, config.batch, frames, cached, ratio);
+        const double dense = dense_refiner_cost(context_, scale, config.batch, frames);
+        const double upsampled = upsampler_cost(context_, scale, config.batch, frames);
+        const double learnt = upsampled + (kForwardAndBackward + c.stream_share) * group;
+        if (context_.progress < c.adaptation || !matching_) return learnt;
+        const auto turns = static_cast<double>(c.critic_per_student);
+        return (learnt + 3.0 * dense) / turns + upsampled + (1.0 + c.stream_share) * group +
+               kForwardAndBackward * dense;
+      });
+    }
+    return sum / static_cast<double>(c.group_frames.size());
   }
 
   Measures evaluate() override {
@@ -154,15 +181,21 @@ class SrSparseObjective final : public Objective {
     at::Tensor loss = c.latent * latent;
     meter.add("latent", latent);
     if (!data_->one_size()) meter.add(fmt::format("latent_{}x", group.scale), latent);
-    if (c.picture > 0.0 && data_->has_pictures()) {
-      const at::Tensor picture =
-          picture_distance(context_, data_->of_step(step).autoencoders.large, x, z, c.picture_clips,
-                           c.picture_frames, step, kPictureDraw);
+    if ((c.picture > 0.0 || reward_) && data_->has_pictures()) {
+      const DecodedPair pictures =
+          decode_pair(context_, data_->of_step(step).autoencoders.large, x, z, c.picture_clips,
+                      c.picture_frames, step, kPictureDraw);
+      const at::Tensor picture = picture_distance(pictures);
       loss = loss + c.picture * picture;
       meter.add("picture", picture);
+      if (reward_) {
+        loss = loss + reward_->loss(pictures.last_made(), pictures.last_truth(), meter);
+      }
     }
     if (matching_) {
-      const at::Tensor matching = dmd_loss(x, scores(step, group, x.detach(), meter));
+      const at::Tensor matching =
+          dmd_loss(x, scores_->of(step, group.scale, x.detach(), group.last(group.batch.y),
+                                  group.batch.embeddings, data_->no_text(x.size(0)), meter));
       loss = loss + c.dmd * matching;
       meter.add("matching", matching);
     }
@@ -171,53 +204,10 @@ class SrSparseObjective final : public Objective {
     meter.add("gradient_norm", trained_.update(lr_factor));
   }
 
-  // x0 estimates of the noised output. Without text the condition stays.
-  Scores scores(int64_t step, const Group& group, const at::Tensor& x, Meter& meter) const {
-    const at::NoGradGuard no_grad;
-    const std::vector<double> sigmas = draw_score_sigmas(step, kScoreDraw);
-    const at::Tensor sigma = sigma_tensor(context_, sigmas, x.size(0));
-    const at::Tensor x_t = add_noise(x, at::randn_like(x), sigma);
-    const at::Tensor y = group.last(group.batch.y);
-    const auto estimate = [&](const Refiner& refiner, const Tensor& embeddings) {
-      const RefinerNetwork& network = refiner.at(group.scale);
-      return x_t -
-             sigma * network.dense(context_, x_t, y, sigmas, network.text(context_, embeddings));
-    };
-    const at::Tensor fake = estimate(fake_, group.batch.embeddings);
-    const at::Tensor real = estimate(real_, group.batch.embeddings);
-    const at::Tensor without = estimate(real_, data_->no_text(x.size(0)));
-    // The two parts of the update: matching, and augmentation by guidance.
-    meter.add("matching_part", (fake - real).abs().mean());
-    meter.add("augmentation_part", (real - without).abs().mean());
-    return {fake, at::lerp(without, real, context_.config.sr_sparse.guidance)};
-  }
-
   void update_fake(int64_t step, const Group& group, Meter& meter) {
     context_.seed_step(step, kFakeDraw);
     const at::Tensor x = one_step(group, /*gradient=*/false);
-    const std::vector<double> sigmas = draw_score_sigmas(step, kFakeDraw);
-    const at::Tensor noise = at::randn_like(x);
-    const at::Tensor x_t = add_noise(x, noise, sigma_tensor(context_, sigmas, x.size(0)));
-    const RefinerNetwork& network = fake_.at(group.scale);
-    const at::Tensor v = network.dense(context_, x_t, group.last(group.batch.y), sigmas,
-                                       network.text(context_, group.batch.embeddings));
-    const at::Tensor loss = (v - (noise - x)).square().mean();
-    loss.backward();
-    meter.add("fake_loss", loss);
-    const OptimizerConfig& critic = context_.config.critic_optimizer;
-    meter.add("fake_gradient_norm",
-              trained_fake_.update(learning_rate_factor(critic, step, context_.progress)));
-  }
-
-  [[nodiscard]] std::vector<double> draw_score_sigmas(int64_t step, int64_t purpose) const {
-    const SrSparseConfig& c = context_.config.sr_sparse;
-    StepRandom random(context_, step, purpose);
-    std::vector<double> sigmas;
-    for (int64_t i = 0; i < context_.config.batch; ++i) {
-      sigmas.push_back(
-          std::clamp(shifted(random.uniform(), c.timestep_shift), c.min_sigma, c.max_sigma));
-    }
-    return sigmas;
+    scores_->learn(step, group.scale, x, group.last(group.batch.y), group.batch.embeddings, meter);
   }
 
   // Clips as a stream makes them, in the recipe's groups.
@@ -225,23 +215,16 @@ class SrSparseObjective final : public Objective {
     const RefinerNetwork& network = averaged_.at(scale);
     const RefinerSpec& spec = *context_.recipe.cascade(scale)->refiner;
     const int64_t group = spec.group_chunks * context_.recipe.generator.frames_per_chunk;
-    const std::vector<double> ones(static_cast<size_t>(y.size(0)), 1.0);
-    const TextKv text = network.text(context_, embeddings);
-    SparseSrState state = network.make_state(context_, y, group, spec.kv_len);
-    std::vector<at::Tensor> parts;
-    for (int64_t first = 0; first < y.size(1); first += group) {
-      const at::Tensor condition = y.narrow(1, first, std::min(group, y.size(1) - first));
-      const at::Tensor noise = at::randn_like(condition);
-      parts.push_back(noise - network.sparse(context_, noise, condition, ones, text, state,
-                                             {spec.kv_len, 1.0}));
-    }
-    return at::cat(parts, 1);
+    return refine_stream(context_, network, network.text(context_, embeddings), at::randn_like(y),
+                         y, group, spec.kv_len, KvSchedule::kFull);
   }
 
   TrainContext& context_;
-  Refiner student_, averaged_, real_, fake_;
+  Refiner student_, averaged_;
   bool matching_ = false;
-  TrainedSet trained_, trained_fake_;
+  TrainedSet trained_;
+  std::unique_ptr<RefinerScores> scores_;  // null: no distribution matching
+  std::unique_ptr<RewardTerm> reward_;     // null: none
   std::unique_ptr<RefinerData> data_;
 };
 

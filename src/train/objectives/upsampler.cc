@@ -13,6 +13,7 @@
 #include "train/generator.h"
 #include "train/objective.h"
 #include "train/pictures.h"
+#include "train/step_cost.h"
 
 namespace ultraflash {
 namespace {
@@ -80,8 +81,8 @@ class UpsamplerObjective final : public Objective {
     }
     if (c.picture > 0.0 && !clips_->encoded() && context_.progress >= c.picture_after) {
       const at::Tensor picture =
-          picture_distance(context_, autoencoders_.large, u, z, c.picture_clips, c.picture_frames,
-                           step, kPictureDraw);
+          picture_distance(decode_pair(context_, autoencoders_.large, u, z, c.picture_clips,
+                                       c.picture_frames, step, kPictureDraw));
       loss = loss + c.picture * picture;
       meter.add("picture", picture);
     }
@@ -89,6 +90,12 @@ class UpsamplerObjective final : public Objective {
     meter.add("loss", loss);
     meter.add("distance", distance);
     meter.add("gradient_norm", trained_.update(lr_factor));
+  }
+
+  [[nodiscard]] double step_cost() const override {
+    const TrainConfig& config = context_.config;
+    return kForwardAndBackward *
+           upsampler_cost(context_, scale_, config.batch, config.cascade.frames);
   }
 
   Measures evaluate() override {

@@ -1,8 +1,8 @@
-#include "quality_score.h"
+#include "stream/quality_score.h"
 
 #include <vector>
 
-namespace ultraflash::cli {
+namespace ultraflash {
 
 std::optional<double> sharpness_score(const Picture& picture) {
   const int64_t w = picture.width;
@@ -26,4 +26,4 @@ std::optional<double> sharpness_score(const Picture& picture) {
   return mean / (mean + 100.0);
 }
 
-}  // namespace ultraflash::cli
+}  // namespace ultraflash
