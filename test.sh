@@ -5,7 +5,7 @@
 #
 #   cpu     gcc, release code, all libraries
 #   asan    clang, address and undefined behaviour sanitizers
-#   plain   gcc without oneDNN, FFmpeg and libpng: our own code alone
+#   plain   gcc without oneDNN, FFmpeg, libpng and OpenCV: our own code alone
 #   train   as cpu with the trainer; tests what that adds. Fetches libtorch (700 MB) once
 #   cuda-check  as cpu with the CUDA executor for one architecture (sm_90a); tests what needs no GPU.
 #           Fetches the compiler (0.9 GB) once where there is no nvcc

@@ -11,6 +11,7 @@ set(UF_CUDNN AUTO CACHE STRING "Attention and convolutions through cuDNN (AUTO, 
 option(UF_NCCL "Several GPUs through NCCL (needs UF_CUDA)" OFF)
 option(UF_MPI "Several hosts through MPI" OFF)
 option(UF_TRAIN "Training through libtorch" OFF)
+set(UF_OPENCV AUTO CACHE STRING "With UF_TRAIN: dense optical flow through OpenCV (AUTO, ON, OFF)")
 set(UF_TORCH_DIR "" CACHE PATH "Folder of a torch package with include/ and lib/ (empty: search)")
 option(UF_TESTS "Build the tests" ON)
 option(UF_FUZZ "Build the libFuzzer targets (needs clang)" OFF)
@@ -20,7 +21,8 @@ option(UF_LTO "Link-time optimisation" OFF)
 option(UF_PORTABLE "Put fmt, spdlog and utf8proc into the program, to run where they are missing" OFF)
 set(UF_SANITIZE "" CACHE STRING "address;undefined, thread or memory")
 
-set(UF_OPTIONS UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDA UF_CUDA_ARCHITECTURES UF_CUDNN UF_NCCL UF_MPI UF_TRAIN UF_TORCH_DIR UF_PORTABLE
+set(UF_OPTIONS UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDA UF_CUDA_ARCHITECTURES UF_CUDNN UF_NCCL UF_MPI UF_TRAIN UF_OPENCV UF_TORCH_DIR
+    UF_PORTABLE
     UF_TESTS UF_FUZZ UF_BENCH UF_WERROR UF_LTO UF_SANITIZE)
 
 # A misspelt -DUF_... would otherwise change nothing and say nothing. The programs are found, not set.
@@ -33,7 +35,7 @@ foreach(name IN LISTS UF_CACHED)
             "If an older version put it into this build folder, remove it with cmake -U${name}.")
   endif()
 endforeach()
-foreach(option UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDNN)
+foreach(option UF_ONEDNN UF_FFMPEG UF_PNG UF_CUDNN UF_OPENCV)
   if(NOT ${option} MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "${option}=${${option}}; it takes AUTO, ON or OFF")
   endif()

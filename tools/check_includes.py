@@ -59,6 +59,7 @@ THIRD_PARTY = [
     (r"png\.h", ["src/media/"], "libpng stays there"),
     (r"(CLI|spdlog)/.*", ["apps/"], "the library does not parse commands or log by itself"),
     (r"(torch|ATen|c10)/.*", ["src/ops/autograd/", "src/train/"], "libtorch is for training"),
+    (r"opencv2/.*", ["src/train/degrade/flow_module.cc"], "OpenCV stays in a module of its own"),
     (r"nccl\.h", ["src/parallel/nccl"], "one file knows NCCL"),
     (r"mpi\.h", ["src/parallel/mpi"], "one file knows MPI"),
     (

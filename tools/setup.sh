@@ -47,6 +47,7 @@ test   clang-format-14      # the form of the code
 test   python3              # the check of the includes, the sum of the results
 bench  libbenchmark-dev     # benchmark programs of single operations
 train  python3-pip          # fetches libtorch
+train  libopencv-video-dev  # dense optical flow for degraded clips
 cuda   python3-pip          # fetches the headers of cudnn-frontend, and the compiler
 LIST
 }

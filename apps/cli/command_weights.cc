@@ -165,6 +165,8 @@ struct ConvertSettings {
   std::string dtype;
   std::vector<std::string> lora;
   double lora_scale = 1.0;
+  std::string average;
+  double average_share = 0.5;
   std::string shard;
   std::string key;
   std::string output_key;
@@ -178,6 +180,9 @@ int run_convert(const ConvertSettings& settings) {
   if (!settings.dtype.empty()) options.dtype = dtype_from_name(settings.dtype);
   for (const std::string& file : settings.lora) {
     options.adapters.push_back({file, settings.lora_scale, std::nullopt});
+  }
+  if (!settings.average.empty()) {
+    options.average = ConvertAverage{settings.average, settings.average_share};
   }
   const Result<uint64_t> shard = parse_bytes(settings.shard);
   if (!shard.ok()) return fail(shard.status());
@@ -261,8 +266,8 @@ void add_inspect(CLI::App& app, Command& chosen) {
 
 void add_convert(CLI::App& app, Command& chosen) {
   auto settings = std::make_shared<ConvertSettings>();
-  CLI::App* command =
-      app.add_subcommand("convert", "Convert a checkpoint: format, type, merged adapters, shards");
+  CLI::App* command = app.add_subcommand(
+      "convert", "Convert a checkpoint: format, type, averages, merged adapters, shards");
   add_text(*command, "input", settings->input, "IN", "Checkpoint file, index or folder")
       ->required();
   add_text(*command, "output", settings->output, "OUT", "Output: .safetensors, .pt or .pth")
@@ -274,6 +279,10 @@ void add_convert(CLI::App& app, Command& chosen) {
       ->allow_extra_args(false);
   add_number(*command, "--lora-scale", settings->lora_scale, -1000.0, 1000.0,
              "Strength of the adapters");
+  add_text(*command, "--average", settings->average, "FILE",
+           "Average with this checkpoint of the same tensors", {"none"});
+  add_number(*command, "--average-share", settings->average_share, 0.0, 1.0,
+             "Share of --average in the result");
   add_bytes(*command, "--shard", settings->shard, "Safetensors: largest shard, such as 5G",
             {"one file"});
   add_text(*command, "--key", settings->key, "NAME", "Key of the outermost dictionary to take",

@@ -31,6 +31,7 @@ struct TrainSettings {
   bool trial = false;
   std::string write_embeddings;
   bool degradations = false;
+  int64_t prepare = 0;
   bool calibrate = false;
   int64_t steps = -1;
   double minutes = 0.0;
@@ -82,6 +83,7 @@ int run_train(const TrainSettings& settings) {
   options.trial = settings.trial;
   options.write_embeddings = settings.write_embeddings;
   options.degradations = settings.degradations;
+  options.prepare = settings.prepare;
   options.calibrate = settings.calibrate;
   options.log = stderr_logger();
   if (settings.show) {
@@ -153,6 +155,10 @@ void add_train(CLI::App& app, Command& chosen) {
       "--degradations", settings->degradations,
       "Write a sheet of every degradation of the config's clips to the output folder, "
       "and stop");
+  command->add_option(
+      "--prepare", settings->prepare,
+      "Write that many of the config's clips to the output folder, large and small and damaged, "
+      "for data.source, and stop");
   command->add_flag("--calibrate", settings->calibrate,
                     "Measure what dynamic cache management may skip with the networks of a "
                     "preference config, write it to the output folder, and stop");

@@ -54,6 +54,8 @@ struct SinkOptions {
   int64_t bitrate = 0;
   /// MP4 with x264: "ultrafast" to "veryslow". Empty: "veryfast".
   std::string preset;
+  /// MP4: frames from one key frame to the next. 0: two seconds, at least 12.
+  int64_t gop = 0;
   /// MP4: encoder threads.
   int threads = 1;
   /// y4m: "444" (default: nothing is lost to subsampling) or "420" (MPEG-2 siting). MP4 is 4:2:0.

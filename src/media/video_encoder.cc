@@ -135,7 +135,9 @@ Result<VideoEncoder> VideoEncoder::open(const SinkOptions& options, const VideoF
   codec->thread_count = options.threads;
   codec->flags |= AV_CODEC_FLAG_GLOBAL_HEADER | AV_CODEC_FLAG_BITEXACT;
   // A seek lands at most two seconds away.
-  codec->gop_size = static_cast<int>(std::clamp<int64_t>(std::llround(2 * format.fps()), 12, 250));
+  const int64_t gop =
+      options.gop > 0 ? options.gop : std::max<int64_t>(std::llround(2 * format.fps()), 12);
+  codec->gop_size = static_cast<int>(std::min<int64_t>(gop, 250));
   av::Dictionary settings;
   set_quality(codec.get(), *known, options, format, settings);
   int code = avcodec_open2(codec.get(), encoder, settings.get());

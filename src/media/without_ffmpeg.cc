@@ -2,6 +2,7 @@
 #include "core/check.h"
 #include "media/frame_sink.h"
 #include "media/readers.h"
+#include "media/recode.h"
 #include "media/sinks.h"
 
 namespace ultraflash {
@@ -29,5 +30,11 @@ Result<Metadata> read_av_metadata(InputFile file) {
 }
 
 std::vector<std::string> available_video_encoders() { return {}; }
+
+bool can_recode() { return false; }
+
+Status recode_h264(std::span<uint8_t>, const VideoFormat&, const RecodeOptions&) {
+  return missing("H.264 in memory", "do without it");
+}
 
 }  // namespace ultraflash

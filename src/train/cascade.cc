@@ -224,26 +224,32 @@ at::Tensor DecodedPair::last_of(const at::Tensor& pictures) const {
   return pictures.unflatten(1, {frames, rate}).select(2, rate - 1).flatten(0, 1);
 }
 
+at::Tensor decode_window(const TrainContext& context, const TinyDecoder& decoder,
+                         const at::Tensor& latents, int64_t first, int64_t frames, int64_t clips) {
+  const int64_t lead = std::min<int64_t>(first, 1);
+  const auto low = static_cast<double>(decoder.config().output_low());
+  DecoderState state;
+  const at::Tensor z = latents.narrow(0, 0, std::min(clips, latents.size(0)))
+                           .narrow(1, first - lead, lead + frames)
+                           .to(to_torch(context.compute))
+                           .contiguous();
+  const at::Tensor y = to_torch(decoder.run(context.ops(), from_torch(z), state));
+  const int64_t shown = frames * decoder.config().frames_per_latent();
+  const at::Tensor pictures = y.narrow(1, y.size(1) - shown, shown).to(at::kFloat);
+  return low == 0.0 ? pictures : (pictures - low) / (1.0 - low);
+}
+
 DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
                         const at::Tensor& x, const at::Tensor& truth, int64_t clips, int64_t frames,
                         int64_t step, int64_t purpose) {
   const int64_t all = x.size(1);
   const int64_t count = std::min(frames + 1, all);
   const int64_t begin = StepRandom(context, step, purpose).below(all - count + 1);
-  const auto low = static_cast<double>(autoencoder.decoder.config().output_low());
   DecodedPair result;
   result.frames = count > 1 ? count - 1 : 1;
   result.first = begin + count - result.frames;
   const auto decoded = [&](const at::Tensor& latents) {
-    DecoderState state;
-    const at::Tensor z = latents.narrow(0, 0, std::min(clips, x.size(0)))
-                             .narrow(1, begin, count)
-                             .to(to_torch(context.compute))
-                             .contiguous();
-    const at::Tensor y = to_torch(autoencoder.decoder.run(context.ops(), from_torch(z), state));
-    const int64_t shown = result.frames * autoencoder.decoder.config().frames_per_latent();
-    const at::Tensor pictures = y.narrow(1, y.size(1) - shown, shown).to(at::kFloat);
-    return low == 0.0 ? pictures : (pictures - low) / (1.0 - low);
+    return decode_window(context, autoencoder.decoder, latents, result.first, result.frames, clips);
   };
   {
     const at::NoGradGuard no_grad;

@@ -106,12 +106,14 @@ struct DecodedPair {
   int64_t frames = 0;
 
   /// The last picture of every latent frame: [clips * frames, height, width, 3].
+  [[nodiscard]] at::Tensor last_of(const at::Tensor& pictures) const;
   [[nodiscard]] at::Tensor last_made() const { return last_of(made); }
   [[nodiscard]] at::Tensor last_truth() const { return last_of(truth); }
-
- private:
-  [[nodiscard]] at::Tensor last_of(const at::Tensor& pictures) const;
 };
+/// `frames` latent frames of the first `clips` clips from `first` on, after one more that gives the
+/// decoder's state where there is one: pictures f32 [clips, pictures, height, width, 3].
+at::Tensor decode_window(const TrainContext& context, const TinyDecoder& decoder,
+                         const at::Tensor& latents, int64_t first, int64_t frames, int64_t clips);
 DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
                         const at::Tensor& x, const at::Tensor& truth, int64_t clips, int64_t frames,
                         int64_t step, int64_t purpose);

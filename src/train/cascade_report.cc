@@ -73,7 +73,7 @@ Result<std::unique_ptr<CascadeReport>> CascadeReport::open(const TrainContext& c
   const at::Tensor pictures = first_clips(context, *report->clips_, scale, frames, c.eval_clips);
   // As a stream shows them.
   const FrozenAutoencoder& large = report->autoencoders_.large;
-  const int64_t trim = large.vae ? 0 : large.decoder.config().frames_to_trim();
+  const int64_t trim = large.vae_decodes ? 0 : large.decoder.config().frames_to_trim();
   report->truth_ = pictures.narrow(1, trim, frames - trim).contiguous();
   report->boxes_ = report->object_boxes();
   std::vector<at::Tensor> high, low, bicubic;
@@ -237,6 +237,17 @@ RgbImage CascadeReport::sheet(int64_t clips) const {
     rows.push_back(at::stack(columns));
   }
   return clip_sheet(at::stack(rows), static_cast<int64_t>(entries_.size()) + 1);
+}
+
+CascadeReport* report_of(const TrainContext& context, const PairAutoencoders& autoencoders,
+                         int64_t scale, std::unique_ptr<CascadeReport>& report) {
+  if (!report && context.config.cascade.eval_clips > 0) {
+    Result<std::unique_ptr<CascadeReport>> opened =
+        CascadeReport::open(context, autoencoders, scale);
+    if (!opened.ok()) throw Error(opened.status());
+    report = *std::move(opened);
+  }
+  return report.get();
 }
 
 }  // namespace ultraflash

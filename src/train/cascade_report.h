@@ -73,4 +73,9 @@ class CascadeReport {
   std::vector<Entry> entries_;  // bicubic, autoencoder, then what was added
 };
 
+/// `report`, opened the first time that it is asked for; null where config.cascade.eval_clips is 0.
+/// Throws Error.
+CascadeReport* report_of(const TrainContext& context, const PairAutoencoders& autoencoders,
+                         int64_t scale, std::unique_ptr<CascadeReport>& report);
+
 }  // namespace ultraflash

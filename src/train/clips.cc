@@ -83,6 +83,14 @@ class FileClips final : public TrainingClips {
       }
     }
   }
+  bool damaged(int64_t index, const ClipWindow& w, uint8_t* out) const override {
+    const Result<std::optional<Clip>> clip =
+        source_->damaged(index, shape_of(w.frames, w.scale), w.scale);
+    if (!clip.ok()) throw Error(clip.status());
+    if (!clip->has_value()) return false;
+    std::copy((*clip)->pixels.begin(), (*clip)->pixels.end(), out);
+    return true;
+  }
   [[nodiscard]] int64_t size() const override { return source_->size(); }
   [[nodiscard]] std::string caption(int64_t index, int64_t variant, bool /*full*/) const override {
     // Of the length that this run's clips have, so that caption and clip are of one video.
@@ -98,7 +106,7 @@ class FileClips final : public TrainingClips {
  private:
   [[nodiscard]] ClipShape shape_of(int64_t frames, int64_t scale) const {
     return {frames, context_.width() * scale, context_.height() * scale,
-            static_cast<double>(context_.recipe.frames_per_second)};
+            static_cast<double>(context_.recipe.frames_per_second), context_.config.data.part};
   }
 
   const TrainContext& context_;

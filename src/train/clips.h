@@ -42,6 +42,11 @@ class TrainingClips {
 
   /// u8 RGB [frames, height, width, 3] of clip `index`.
   virtual void render(int64_t index, const ClipWindow& window, uint8_t* out) const = 0;
+  /// u8 RGB [frames, height / scale, width / scale, 3] of the small clip that was damaged ahead of
+  /// this run for clip `index`; false where there is none. The window is that of a whole picture.
+  virtual bool damaged(int64_t /*index*/, const ClipWindow& /*window*/, uint8_t* /*out*/) const {
+    return false;
+  }
   /// What clip `index` shows, where that is a scene of the pocket world.
   [[nodiscard]] virtual std::optional<world::Scene> scene(int64_t /*index*/) const {
     return std::nullopt;

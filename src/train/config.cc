@@ -24,6 +24,14 @@ struct EnumNames<ResizeFilter> {
   static constexpr const char* kNames[] = {"area", "bilinear", "bicubic"};
 };
 template <>
+struct EnumNames<DegradeCodec> {
+  static constexpr const char* kNames[] = {"auto", "h264", "blocks"};
+};
+template <>
+struct EnumNames<DegradeFlow> {
+  static constexpr const char* kNames[] = {"auto", "opencv", "own"};
+};
+template <>
 struct EnumNames<OptimizerRule> {
   static constexpr const char* kNames[] = {"adamw", "muon"};
 };
@@ -106,6 +114,11 @@ Status TrainConfig::validate() const {
         "checkpoint_every are not negative");
   }
   if (!(data.hold_out > 0.0 && data.hold_out < 1.0)) return invalid("data.hold_out lies in (0, 1)");
+  if (!(data.part > 0.0 && data.part <= 1.0)) return invalid("data.part lies in (0, 1]");
+  if (crop.height < 0 || crop.width < 0 || (crop.height == 0) != (crop.width == 0) ||
+      crop.height % 2 != 0 || crop.width % 2 != 0) {
+    return invalid("crop: height and width are even numbers of latents, both or none");
+  }
   if (!(ema.decay >= 0.0 && ema.decay < 1.0)) return invalid("ema.decay lies in [0, 1)");
   if (autoencoder.frames < 4 || autoencoder.frames % 4 != 0 || autoencoder.eval_frames < 4 ||
       autoencoder.eval_frames % 4 != 0 || autoencoder.eval_clips < 0 ||
@@ -126,6 +139,14 @@ Status TrainConfig::validate() const {
     return invalid(
         "autoencoder: teacher and upsampled_share are for decoders above scale 1; they are not "
         "negative, and the share is at most 1");
+  }
+  if (!(autoencoder.gan >= 0.0) || !(autoencoder.gan_features >= 0.0) ||
+      !(autoencoder.gan_critic_after >= 0.0 &&
+        autoencoder.gan_critic_after <= autoencoder.gan_after) ||
+      autoencoder.gan_width < 1) {
+    return invalid(
+        "autoencoder: gan and gan_features are not negative, 0 <= gan_critic_after <= gan_after, "
+        "gan_width is at least 1");
   }
   if (batch % autoencoder.crops_per_clip != 0) {
     return invalid("autoencoder.crops_per_clip must divide batch");
@@ -181,10 +202,11 @@ Status TrainConfig::validate() const {
   }
   if (!(upsampler.eps > 0.0) || !(upsampler.temporal >= 0.0) || !(upsampler.pool >= 0.0) ||
       !(upsampler.picture >= 0.0) || upsampler.picture_frames < 1 || upsampler.picture_clips < 1 ||
-      !share(upsampler.degraded_share)) {
+      !share(upsampler.degraded_share) || !share(upsampler.generated_share) ||
+      upsampler.degraded_share + upsampler.generated_share > 1.0) {
     return invalid(
         "upsampler: eps and picture_frames are positive, weights are not negative, shares lie in "
-        "[0, 1]");
+        "[0, 1] and are at most 1 together");
   }
   if (!share(degrade.share) || !(degrade.amplitude > 0.0)) {
     return invalid("degrade: share lies in [0, 1], amplitude is positive");

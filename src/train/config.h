@@ -30,6 +30,8 @@ enum class Recompute : uint8_t { kNone, kBlocks };
 enum class CausalMode : uint8_t { kDiffusionForcing, kTeacherForcing };
 enum class DistillationLoss : uint8_t { kDmd, kSid, kGan };
 enum class ResizeFilter : uint8_t { kArea, kBilinear, kBicubic };
+enum class DegradeCodec : uint8_t { kAuto, kH264, kBlocks };
+enum class DegradeFlow : uint8_t { kAuto, kOpencv, kOwn };
 
 struct OptimizerConfig {
   OptimizerRule rule = OptimizerRule::kAdamW;
@@ -87,14 +89,18 @@ struct DataConfig {
   std::string source = "pocket_world";
   int64_t seed = 1;
   double hold_out = 0.02;  // share of the files that only evaluation and sheets see
-  int64_t workers = 0;     // threads that make batches; 0: all processors but one
-  int64_t prefetch = 0;    // batches ready or being made; 0: two a worker
+  /// Of the sides of a video's picture (of the largest middle part with the recipe's proportions)
+  /// that a clip shows, at a place drawn anew for every clip: 1 is all of it.
+  double part = 1.0;
+  int64_t workers = 0;   // threads that make batches; 0: all processors but one
+  int64_t prefetch = 0;  // batches ready or being made; 0: two a worker
 
   template <typename Visitor>
   void visit_fields(Visitor& visit) {
     visit("source", source);
     visit("seed", seed);
     visit("hold_out", hold_out);
+    visit("part", part);
     visit("workers", workers);
     visit("prefetch", prefetch);
   }
@@ -156,9 +162,14 @@ struct AutoencoderConfig {
   double latent_noise = 0.05;   // deviation of noise added to latents before decoding
   bool freeze_encoder = false;  // only the decoder learns: what was trained on the latents stays
   // Above scale 1 (ultra-flash-training 3.2):
-  double teacher = 0.0;          // L1 to what the autoencoder of scale 1 shows
-  double upsampled_share = 0.0;  // of the batches, from small clips through init.upsampler
-  int64_t eval_clips = 8;        // unseen clips measured at each scale
+  double teacher = 0.0;           // L1 to what the autoencoder of scale 1 shows
+  double upsampled_share = 0.0;   // of the batches, from small clips through init.upsampler
+  double gan = 0.0;               // a patch discriminator's hinge loss (critic_optimizer trains it)
+  double gan_features = 0.0;      // L1 of what that discriminator finds in the pictures
+  double gan_critic_after = 0.2;  // part of the run after which the discriminator learns
+  double gan_after = 0.3;         // and after which the decoder listens to it
+  int64_t gan_width = 64;         // channels of its first convolutions
+  int64_t eval_clips = 8;         // unseen clips measured at each scale
   int64_t eval_frames = 24;
 
   template <typename Visitor>
@@ -178,6 +189,11 @@ struct AutoencoderConfig {
     visit("freeze_encoder", freeze_encoder);
     visit("teacher", teacher);
     visit("upsampled_share", upsampled_share);
+    visit("gan", gan);
+    visit("gan_features", gan_features);
+    visit("gan_critic_after", gan_critic_after);
+    visit("gan_after", gan_after);
+    visit("gan_width", gan_width);
     visit("eval_clips", eval_clips);
     visit("eval_frames", eval_frames);
   }
@@ -338,11 +354,19 @@ struct CascadeConfig {
 struct DegradeConfig {
   double share = 0.0;      // of the clips that are damaged; the others are made small alone
   double amplitude = 1.0;  // of movements and blurs in pixels, flicker and noise
+  /// K1: H.264 through libav, or the blocks of a predictive codec made here. kAuto: the first where
+  /// the build has it.
+  DegradeCodec codec = DegradeCodec::kAuto;
+  /// Of M1 and M3: OpenCV's dense flow, or the one made here. kAuto: the first where the build has
+  /// it.
+  DegradeFlow flow = DegradeFlow::kAuto;
 
   template <typename Visitor>
   void visit_fields(Visitor& visit) {
     visit("share", share);
     visit("amplitude", amplitude);
+    visit("codec", codec);
+    visit("flow", flow);
   }
 };
 
@@ -357,6 +381,9 @@ struct UpsamplerConfig {
   int64_t picture_clips = 8;    // of a batch
   double degraded_share = 0.3;  // of the batches, from damaged small clips (see DegradeConfig)
   double degraded_after = 0.5;  // from this part of the run on
+  /// Then also: of the batches, from latents that init.generator has noised (sr.guided_low to
+  /// sr.guided_high) and denoised, through the small decoder and encoder.
+  double generated_share = 0.0;
 
   template <typename Visitor>
   void visit_fields(Visitor& visit) {
@@ -369,6 +396,7 @@ struct UpsamplerConfig {
     visit("picture_clips", picture_clips);
     visit("degraded_share", degraded_share);
     visit("degraded_after", degraded_after);
+    visit("generated_share", generated_share);
   }
 };
 
@@ -432,6 +460,19 @@ struct SrSparseConfig {
     visit("min_sigma", min_sigma);
     visit("max_sigma", max_sigma);
     visit("critic_per_student", critic_per_student);
+  }
+};
+
+/// Latents of the base size that this run works on instead of the recipe's: for networks that were
+/// made for more than a training step can hold. 0: the recipe's.
+struct CropConfig {
+  int64_t height = 0;
+  int64_t width = 0;
+
+  template <typename Visitor>
+  void visit_fields(Visitor& visit) {
+    visit("height", height);
+    visit("width", width);
   }
 };
 
@@ -582,9 +623,10 @@ struct TrainConfig {
   /// and first moments in 8 bits; second moments in 4) instead of 16: not bit-exact.
   bool compact_checkpoint = false;
   OptimizerConfig optimizer;
-  OptimizerConfig critic_optimizer;  // of the fake score
+  OptimizerConfig critic_optimizer;  // of the fake score, and of discriminators
   EmaConfig ema;
   DataConfig data;
+  CropConfig crop;
   InitConfig init;
   AutoencoderConfig autoencoder;
   BankConfig bank;
@@ -621,6 +663,7 @@ struct TrainConfig {
     visit("critic_optimizer", critic_optimizer);
     visit("ema", ema);
     visit("data", data);
+    visit("crop", crop);
     visit("init", init);
     visit("autoencoder", autoencoder);
     visit("bank", bank);

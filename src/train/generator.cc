@@ -1,6 +1,7 @@
 #include "train/generator.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "models/wan_dit_training.h"
 #include "ops/autograd/torch_tensor.h"
@@ -97,6 +98,10 @@ at::Tensor sigma_tensor(const TrainContext& context, std::span<const double> sig
   std::transform(sigmas.begin(), sigmas.end(), host.mutable_data_ptr<float>(),
                  [](double s) { return static_cast<float>(s); });
   return host.to(context.device).reshape({batch, count / batch, 1, 1, 1});
+}
+
+double logit_normal(const FlowConfig& flow, StepRandom& random) {
+  return 1.0 / (1.0 + std::exp(-(flow.logit_mean + flow.logit_std * random.normal())));
 }
 
 double shifted(double u, double shift) { return shift * u / (1.0 + (shift - 1.0) * u); }

@@ -96,6 +96,10 @@ class StepRandom {
   uint64_t counter_ = 0;
 };
 
+/// A noise level before the shift, in (0, 1): sigmoid of a normal number of flow.logit_mean and
+/// logit_std.
+double logit_normal(const FlowConfig& flow, StepRandom& random);
+
 /// Latents f32 [batch, frames, h, w, c] noised to one sigma a sample, and the causal network's
 /// estimate of what they were: they come to look as the network's own do. Any number of frames.
 at::Tensor renoised(const TrainContext& context, const GeneratorNetwork& network,

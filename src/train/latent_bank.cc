@@ -24,6 +24,7 @@ Result<FrozenAutoencoder> FrozenAutoencoder::open(const TrainContext& context) {
     UF_TRY(bind_network(
         context, *result.parameters, context.config.init.autoencoder, base->decoder.checkpoint, {},
         [&](Loader loader) { result.vae = WanVae::bind(loader, base->decoder.vae, {}); }));
+    result.vae_decodes = true;
     return result;
   }
   if (base == nullptr || base->decoder.kind != DecoderKind::kTiny || !base->decoder.tiny_encoder) {
@@ -52,12 +53,13 @@ Result<FrozenAutoencoder> FrozenAutoencoder::open_large(const TrainContext& cont
                        context.recipe.name, scale);
   }
   const DecoderSpec& spec = cascade->decoder;
-  FrozenAutoencoder result;
+  FrozenAutoencoder result = base;
+  result.vae_decodes = false;
   result.parameters = std::make_shared<ParameterSet>(context.device, /*trainable=*/false);
-  result.encoder = base.encoder;
   UF_TRY(bind_network(
       context, *result.parameters, init, spec.checkpoint, {"encoder."}, [&](Loader loader) {
         if (spec.tiny_encoder) {
+          result.vae.reset();
           result.encoder = TinyEncoder::bind(loader, *spec.tiny_encoder, spec.tiny.memory_init);
         }
         result.decoder = TinyDecoder::bind(loader, spec.tiny);
@@ -84,27 +86,45 @@ at::Tensor FrozenAutoencoder::encode(const TrainContext& context, const at::Tens
   return to_torch(encoder.run(context.ops(), from_torch(x), state)).to(at::kFloat);
 }
 
-at::Tensor FrozenAutoencoder::decode(const TrainContext& context, const at::Tensor& latents) const {
+at::Tensor FrozenAutoencoder::show(const TrainContext& context, const at::Tensor& latents) const {
   const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> pictures;
-  const int64_t trim = vae ? 0 : decoder.config().frames_to_trim();
-  for (int64_t i = 0; i < latents.size(0); ++i) {
-    const at::Tensor z = latents.narrow(0, i, 1).to(to_torch(context.compute)).contiguous();
-    if (vae) {
+  const at::Tensor z = latents.to(to_torch(context.compute)).contiguous();
+  if (vae_decodes) {
+    std::vector<at::Tensor> pictures;  // one after the other: a clip is large
+    for (int64_t i = 0; i < z.size(0); ++i) {
       VaeState state;
-      const at::Tensor y = to_torch(vae->decode(context.ops(), from_torch(z), state));
-      pictures.push_back(
-          ((y.to(at::kFloat) + 1.0) * 127.5).clamp_(0.0, 255.0).to(at::kCPU, at::kByte));
-      continue;
+      const Tensor y =
+          vae->decode(context.ops(), from_torch(z.narrow(0, i, 1).contiguous()), state);
+      pictures.push_back((to_torch(y).to(at::kFloat) + 1.0) * 0.5);
     }
-    DecoderState state;
-    at::Tensor y = to_torch(decoder.run(context.ops(), from_torch(z), state)).to(at::kFloat);
-    const auto low = static_cast<double>(decoder.config().output_low());
-    if (low != 0.0) y = (y - low) / (1.0 - low);
-    pictures.push_back(
-        (y.narrow(1, trim, y.size(1) - trim) * 255.0).clamp_(0.0, 255.0).to(at::kCPU, at::kByte));
+    return at::cat(pictures);
+  }
+  DecoderState state;
+  const at::Tensor y = to_torch(decoder.run(context.ops(), from_torch(z), state)).to(at::kFloat);
+  const int64_t trim = decoder.config().frames_to_trim();
+  const auto low = static_cast<double>(decoder.config().output_low());
+  const at::Tensor shown = y.narrow(1, trim, y.size(1) - trim);
+  return low == 0.0 ? shown : (shown - low) / (1.0 - low);
+}
+
+at::Tensor FrozenAutoencoder::decode(const TrainContext& context, const at::Tensor& latents) const {
+  std::vector<at::Tensor> pictures;
+  for (int64_t i = 0; i < latents.size(0); ++i) {
+    pictures.push_back((show(context, latents.narrow(0, i, 1)) * 255.0)
+                           .clamp_(0.0, 255.0)
+                           .to(at::kCPU, at::kByte));
   }
   return at::cat(pictures);
+}
+
+at::Tensor FrozenAutoencoder::round_trip(const TrainContext& context,
+                                         const at::Tensor& latents) const {
+  at::Tensor x = show(context, latents);
+  if (!vae) {
+    const int64_t missing = decoder.config().frames_to_trim();
+    x = at::cat({x.narrow(1, 0, 1).expand({-1, missing, -1, -1, -1}), x}, 1);
+  }
+  return encode(context, x.clamp(0.0, 1.0) * 255.0);
 }
 
 namespace {

@@ -28,7 +28,8 @@ struct FrozenAutoencoder {
   std::shared_ptr<ParameterSet> parameters;
   TinyEncoder encoder;
   TinyDecoder decoder;
-  std::optional<WanVae> vae;  // instead of the two
+  std::optional<WanVae> vae;  // encodes in place of the tiny encoder,
+  bool vae_decodes = false;   // and decodes in place of the tiny decoder
 
   static Result<FrozenAutoencoder> open(const TrainContext& context);
   /// That of a scale above 1, from init.decoder: its own decoder, and its own encoder where the
@@ -38,8 +39,16 @@ struct FrozenAutoencoder {
   /// u8 [batch, pictures_of(frames), height, width, 3] on any device -> f32
   /// [batch, frames, h, w, c].
   [[nodiscard]] at::Tensor encode(const TrainContext& context, const at::Tensor& clips) const;
-  /// Latents -> u8 on the CPU, the decoder's first frames trimmed.
+  /// Pictures that latents were made of, where they stand for `count` frames of the tiny encoder:
+  /// the Wan VAE has no picture for the frames that the tiny decoder trims.
+  [[nodiscard]] int64_t pictures_for(int64_t count) const { return vae ? count - 3 : count; }
+  /// f32 latents -> f32 pictures in about [0, 1] on the device, the decoder's first frames trimmed.
+  [[nodiscard]] at::Tensor show(const TrainContext& context, const at::Tensor& latents) const;
+  /// Latents -> u8 on the CPU, clip after clip.
   [[nodiscard]] at::Tensor decode(const TrainContext& context, const at::Tensor& latents) const;
+  /// f32 latents -> those of the pictures that they decode to. The first pictures of a stream,
+  /// which hold nothing yet, are taken to be as the first one that does.
+  [[nodiscard]] at::Tensor round_trip(const TrainContext& context, const at::Tensor& latents) const;
 };
 
 /// f32 latents [count, config.bank.latent_frames, h, w, c] of the clips from index 0 on.

@@ -11,7 +11,30 @@
 namespace ultraflash {
 namespace {
 
-constexpr int64_t kDegradeNoise = 91;  // apart from the draws of steps
+// Small clips as generators would make them, f32 [n, frames, h, w, 3]: those that were prepared,
+// and damaged here where there are none.
+at::Tensor damaged_clips(const TrainContext& context, const TrainingClips& clips,
+                         const at::Tensor& pictures, int64_t scale, int64_t first) {
+  const int64_t height = pictures.size(2) / scale;
+  const int64_t width = pictures.size(3) / scale;
+  ClipWindow window;
+  window.scale = scale;
+  window.frames = pictures.size(1);
+  window.width = pictures.size(3);
+  window.height = pictures.size(2);
+  const at::Tensor raw = at::empty({window.frames, height, width, 3}, at::kByte);
+  std::vector<at::Tensor> all;
+  for (int64_t i = 0; i < pictures.size(0); ++i) {
+    if (degrade::chosen(context, first + i) &&
+        clips.damaged(first + i, window, raw.mutable_data_ptr<uint8_t>())) {
+      all.push_back(raw.unsqueeze(0).to(context.device).to(at::kFloat).div_(255.0));
+    } else {
+      all.push_back(
+          degrade::degraded_clips(context, pictures.narrow(0, i, 1), height, width, first + i));
+    }
+  }
+  return at::cat(all);
+}
 
 }  // namespace
 
@@ -33,6 +56,16 @@ Result<PairAutoencoders> PairAutoencoders::open(const TrainContext& context, int
   PairAutoencoders pair;
   UF_ASSIGN(pair.small, FrozenAutoencoder::open(context));
   UF_ASSIGN(pair.large, FrozenAutoencoder::open_large(context, scale, pair.small));
+  const TrainConfig& config = context.config;
+  const double picture = config.stage == TrainStage::kUpsampler  ? config.upsampler.picture
+                         : config.stage == TrainStage::kSrSparse ? config.sr_sparse.picture
+                                                                 : 0.0;
+  if (pair.large.vae_decodes && picture > 0.0) {
+    return make_status(StatusCode::kInvalidArgument,
+                       "init.decoder: a loss of decoded pictures needs the decoder of scale {}; "
+                       "name it, or set {}.picture=0",
+                       scale, stage_name(config.stage));
+  }
   return pair;
 }
 
@@ -60,11 +93,8 @@ PairBank::PairBank(const TrainContext& context, PairAutoencoders autoencoders,
               const PairLatents pair = encode_pair(context, autoencoders, pictures, scale);
               std::vector<at::Tensor> kept = {pair.high, pair.low};
               if (context.config.degrade.share > 0.0) {
-                const int64_t rank_group = group * context.ranks() + context.rank();
-                context.seed_shared_step(rank_group, kDegradeNoise);
-                const at::Tensor small = degrade::degraded_clips(
-                    context, pictures, pictures.size(2) / scale, pictures.size(3) / scale,
-                    rank_group * pictures.size(0));
+                const int64_t first = (group * context.ranks() + context.rank()) * pictures.size(0);
+                const at::Tensor small = damaged_clips(context, clips, pictures, scale, first);
                 kept.push_back(autoencoders.small.encode(context, small * 255.0));
               }
               return kept;

@@ -88,8 +88,7 @@ std::vector<double> RefinerData::draw_sigmas(int64_t step) const {
   std::vector<double> sigmas;
   for (int64_t i = 0; i < context_.config.batch; ++i) {
     const bool start = random.uniform() < context_.config.sr.start_share;
-    const double normal = flow.logit_mean + flow.logit_std * random.normal();
-    const double sigma = shifted(1.0 / (1.0 + std::exp(-normal)), flow.shift);
+    const double sigma = shifted(logit_normal(flow, random), flow.shift);
     sigmas.push_back(start ? 1.0 : sigma);
   }
   return sigmas;
@@ -100,13 +99,7 @@ Measures RefinerData::evaluate(const Refine& refine) {
   const at::NoGradGuard no_grad;
   Measures measures;
   for (Size& size : sizes_) {
-    if (!size.report) {
-      Result<std::unique_ptr<CascadeReport>> report =
-          CascadeReport::open(context_, size.autoencoders, size.scale);
-      if (!report.ok()) throw Error(report.status());
-      size.report = *std::move(report);
-    }
-    CascadeReport& report = *size.report;
+    CascadeReport& report = *report_of(context_, size.autoencoders, size.scale, size.report);
     const PairLatents& truth = report.latents();
     const Add add = [&](const std::string& name, const at::Tensor& latents) {
       report.add(name, latents);

@@ -41,6 +41,8 @@ struct TrainOptions {
   std::filesystem::path write_embeddings;
   /// Writes a sheet of every degradation (degrade/degrade.h) to `out` and trains nothing.
   bool degradations = false;
+  /// Writes so many clips to `out`, large and small and damaged (prepare.h), and trains nothing.
+  int64_t prepare = 0;
   /// Measures what dynamic cache management may skip with the networks of a preference config
   /// (calibration.h), writes `out`/cache_management.json and trains nothing.
   bool calibrate = false;

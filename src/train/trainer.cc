@@ -14,6 +14,7 @@
 #include "train/journal.h"
 #include "train/objective.h"
 #include "train/parallel/rank_group.h"
+#include "train/prepare.h"
 #include "train/samples.h"
 #include "train/text_embeddings.h"
 #include "train/train.h"
@@ -377,6 +378,10 @@ Result<TrainSummary> run(const TrainOptions& options, const std::shared_ptr<Rank
   }
   UF_ASSIGN(const Recipe recipe, Recipe::find(context.config.recipe));
   context.recipe = recipe.data();
+  if (context.config.crop.height > 0) {
+    context.recipe.generator.latent_height = context.config.crop.height;
+    context.recipe.generator.latent_width = context.config.crop.width;
+  }
   UF_ASSIGN(const Device device, parse_device(options.device, *group));
   open_torch_device(device);
   context.device = to_torch(device);
@@ -398,6 +403,18 @@ Result<TrainSummary> run(const TrainOptions& options, const std::shared_ptr<Rank
   if (!options.write_embeddings.empty()) {
     UF_TRY(write_embeddings(context, options.write_embeddings));
     return TrainSummary{0, true, {options.write_embeddings}, {}};
+  }
+  if (options.degradations || options.prepare > 0 || context.config.degrade.share > 0.0) {
+    UF_ASSIGN(const std::string what, degrade::describe(context.config.degrade));
+    if (degrade::stands_in(context.config.degrade)) {
+      context.log.warning(what);
+    } else {
+      context.log.info(what);
+    }
+  }
+  if (options.prepare > 0) {
+    UF_TRY(prepare_clips(context, options.prepare, options.out));
+    return TrainSummary{0, true, {}, {}};
   }
   if (options.degradations) {
     UF_ASSIGN(const Journal journal, Journal::open(options.out, 0));

@@ -98,7 +98,34 @@ Status refuse_overwrite(const std::vector<fs::path>& inputs, const std::vector<f
   return {};
 }
 
-// A chain of sources: the checkpoint, then each adapter on top of the one before.
+// (1 - share) of `base` and `share` of `other`, in f32. Integers are those of `base`. Both have the
+// same tensors.
+class AverageSource final : public ParameterSource {
+ public:
+  AverageSource(ParameterSource& base, Checkpoint other, double share)
+      : base_(base), other_(std::move(other)), share_(static_cast<float>(share)) {}
+
+  Result<Tensor> find(const ParameterSpec& spec) override {
+    UF_ASSIGN(const Tensor base, base_.find(spec));
+    if (!base.defined() || !dtype_is_floating(base.dtype())) return base;
+    UF_ASSIGN(const Tensor other, other_.tensor(spec.name));
+    const Tensor a = base.to(DType::kF32);
+    const Tensor b = other.to(DType::kF32);
+    const Tensor average = Tensor::zeros(DType::kF32, base.shape());
+    auto* const sum = average.mutable_data<float>();
+    for (int64_t i = 0; i < average.numel(); ++i) {
+      sum[i] = (1.0F - share_) * a.data<float>()[i] + share_ * b.data<float>()[i];
+    }
+    return average;
+  }
+
+ private:
+  ParameterSource& base_;
+  Checkpoint other_;
+  float share_;
+};
+
+// A chain of sources: the checkpoint or an average, then each adapter on top of the one before.
 class Sources {
  public:
   explicit Sources(const Checkpoint& checkpoint) {
@@ -121,6 +148,24 @@ class Sources {
     inputs.insert(inputs.end(), adapter.files().begin(), adapter.files().end());
     chain_.push_back(
         std::make_unique<LoraSource>(*chain_.back(), std::move(adapter), options.scale));
+    return {};
+  }
+
+  // Appends the other checkpoint's files to `inputs`.
+  Status average(const Checkpoint& checkpoint, const ConvertOptions& options,
+                 std::vector<fs::path>& inputs) {
+    UF_ASSIGN(Checkpoint other, Checkpoint::open(options.average->path, options.input));
+    for (const TensorEntry& entry : checkpoint.entries()) {
+      const TensorEntry* match = other.find(entry.name);
+      if (match != nullptr && match->shape == entry.shape && match->dtype()) continue;
+      return make_status(
+          StatusCode::kMalformed, "{}: cannot be averaged with {}: {} is {} there and {} here",
+          other.label(), checkpoint.label(), printable(entry.name), entry.shape.to_string(),
+          match == nullptr ? "missing" : match->shape.to_string());
+    }
+    inputs.insert(inputs.end(), other.files().begin(), other.files().end());
+    chain_.push_back(
+        std::make_unique<AverageSource>(*chain_.back(), std::move(other), options.average->share));
     return {};
   }
 
@@ -160,12 +205,17 @@ Status convert_checkpoint(const fs::path& input, const fs::path& output,
                          "{}: weights cannot become {}; use f32, bf16, f16 or f8_e4m3",
                          output.string(), dtype_name(*options.dtype));
     }
+    if (options.average && !(options.average->share >= 0.0 && options.average->share <= 1.0)) {
+      return make_status(StatusCode::kInvalidArgument, "a share of {} in an average; it is 0 to 1",
+                         options.average->share);
+    }
     UF_ASSIGN(const Output plan,
               plan_output(output, options.max_shard_bytes, options.output_wrapper));
     UF_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(input, options.input));
     UF_ASSIGN(std::vector<TensorHeader> headers, plan_tensors(checkpoint, options));
     std::vector<fs::path> inputs = checkpoint.files();
     Sources sources(checkpoint);
+    if (options.average) UF_TRY(sources.average(checkpoint, options, inputs));
     for (const ConvertAdapter& adapter : options.adapters) {
       UF_TRY(sources.add(checkpoint, adapter, inputs));
     }

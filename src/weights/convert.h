@@ -20,10 +20,17 @@ struct ConvertAdapter {
   std::optional<double> alpha;  // as LoraOptions::alpha
 };
 
+struct ConvertAverage {
+  std::filesystem::path path;
+  double share = 0.5;  // of this file in the result, 0 to 1
+};
+
 struct ConvertOptions {
   /// Element type of the floating-point tensors of the output; integers stay. Absent: as they are.
   /// f8_e4m3 stores plain rounded values without scales.
   std::optional<DType> dtype;
+  /// Averaged with the input before adapters are merged: a checkpoint of the same tensors.
+  std::optional<ConvertAverage> average;
   /// Merged in this order.
   std::vector<ConvertAdapter> adapters;
   /// Safetensors only: elements of a shard. 0: one file.
@@ -42,7 +49,7 @@ struct ConvertOptions {
 /// `progress` counts output bytes. Fails as Checkpoint::open and LoraAdapter::open do;
 /// kInvalidArgument when the output would overwrite a file it is made from or has an unknown
 /// extension; kUnsupported for tensors of a type that cannot be converted; kMalformed when an
-/// adapter does not fit; kIo when writing fails; kCancelled.
+/// adapter or the checkpoint to average with does not fit; kIo when writing fails; kCancelled.
 Status convert_checkpoint(const std::filesystem::path& input, const std::filesystem::path& output,
                           const ConvertOptions& options, const ProgressFn& progress = {});
 

@@ -11,6 +11,7 @@
 
 #include "media/frame_sink.h"
 #include "media/media_test_util.h"
+#include "media/recode.h"
 #include "media/video_reader.h"
 
 namespace ultraflash {
@@ -368,6 +369,34 @@ TEST(Mp4Test, MemoryDoesNotGrowWithTheStream) {
   EXPECT_LT(growth, 2048) << "KiB for 2000 frames";
   ASSERT_OK((*sink)->finish());
   EXPECT_EQ(read_video(folder / "a.mp4").frames.size(), 2400U);
+}
+
+TEST(RecodeTest, GivesEveryFrameBackAtItsPlace) {
+  std::vector<uint8_t> pixels;  // frame f is grey level 10 + 8 f
+  constexpr int64_t kFrames = 30;
+  constexpr int64_t kWidth = 51;
+  constexpr int64_t kHeight = 37;
+  for (int64_t f = 0; f < kFrames; ++f) {
+    pixels.insert(pixels.end(), static_cast<size_t>(3 * kWidth * kHeight),
+                  static_cast<uint8_t>(10 + 8 * f));
+  }
+  const std::vector<uint8_t> before = pixels;
+  const VideoFormat format{kWidth, kHeight, 16, 1};
+  const Status status = recode_h264(pixels, format, {.crf = 20, .gop = 12, .preset = "medium"});
+  if (!can_recode()) {
+    EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+    GTEST_SKIP() << status.message();
+  }
+  ASSERT_OK(status);
+  for (size_t i = 0; i < pixels.size(); i += 97) {
+    ASSERT_NEAR(pixels[i], before[i], 3) << "byte " << i;
+  }
+  std::vector<uint8_t> part(before.begin(), before.end() - 1);
+  EXPECT_EQ(recode_h264(part, format, {}).code(), StatusCode::kInvalidArgument);
+  part.clear();
+  EXPECT_EQ(recode_h264(part, format, {}).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(recode_h264(pixels, format, {.crf = 20, .gop = 12, .preset = "none"}).code(),
+            StatusCode::kInvalidArgument);
 }
 
 TEST(Mp4Test, WithoutFfmpegTheSentenceSaysWhatToInstall) {

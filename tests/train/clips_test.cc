@@ -1,14 +1,22 @@
 // Every stage on clips from files: a folder of small videos with captions, some of them broken.
+#include "train/clips.h"
+
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstdlib>
+#include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "media/frame_sink.h"
 #include "tiny_training.h"
+#include "train/degrade/degrade.h"
+#include "train/objective.h"
 #include "train/train.h"
+#include "ultraflash/recipe.h"
 #include "weights/checkpoint.h"
 
 namespace ultraflash {
@@ -135,6 +143,70 @@ TEST(FileClips, EveryStageRunsOnThem) {
                                              loss + R"(", "critic_per_generator": 2})"),
                    folder);
   }
+}
+
+// What was prepared is what a run would have made, and a stage trains on it.
+TEST(Prepare, ClipsAreThoseOfTheRun) {
+  if (std::getenv("UF_SOURCE_DIR") == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";
+  const TrainingFolder folder("prepare");
+  const std::string source = fill(folder).string();
+  const std::string prepared = (folder / "prepared").string();
+  TrainOptions options = folder.stage("upsampler", "prepared", R"("batch": 2)");
+  options.set = {"data.source=" + source, "data.hold_out=0.2",    "degrade.share=1",
+                 "cascade.scales=[2]",    "cascade.eval_clips=2", "bank.captions=2"};
+  options.prepare = 5;
+  run(options);
+  ASSERT_TRUE(std::filesystem::exists(folder / "prepared/training/00004.2x.y4m"));
+  ASSERT_TRUE(std::filesystem::exists(folder / "prepared/held-out/00001.y4m"));
+  ASSERT_FALSE(std::filesystem::exists(folder / "prepared/training/00005.y4m"));
+
+  const Result<Recipe> recipe = Recipe::find((folder / "recipe.json").string());
+  ASSERT_TRUE(recipe.ok());
+  TrainContext context;
+  const Result<TrainConfig> config = load_train_config(options.config, options.set);
+  ASSERT_TRUE(config.ok()) << config.status().message();
+  context.config = *config;
+  context.recipe = recipe->data();
+  ClipWindow window;
+  window.scale = 2;
+  window.frames = pictures_of(context.recipe, 6);
+  window.width = 128;
+  window.height = 96;
+  const auto clips_of = [&](const std::string& path) {
+    context.config.data.source = path;
+    Result<std::unique_ptr<TrainingClips>> clips = TrainingClips::open(context, false);
+    EXPECT_TRUE(clips.ok()) << clips.status().message();
+    return std::move(*clips);
+  };
+  const std::unique_ptr<TrainingClips> original = clips_of(source);
+  const at::Tensor raw = at::empty({window.frames, 96, 128, 3}, at::kByte);
+  const at::Tensor stored = at::empty({window.frames, 48, 64, 3}, at::kByte);
+  EXPECT_FALSE(original->damaged(0, window, stored.mutable_data_ptr<uint8_t>()));
+  std::vector<at::Tensor> expected;  // in the order of the files
+  for (int64_t index = 0; index < 5; ++index) {
+    original->render(index, window, raw.mutable_data_ptr<uint8_t>());
+    expected.push_back(
+        degrade::damaged_clip(context, raw.to(at::kFloat).div(255.0), 48, 64, index));
+  }
+  const std::unique_ptr<TrainingClips> read = clips_of(prepared);
+  ASSERT_EQ(read->size(), 5);
+  std::set<size_t> found;
+  for (int64_t index = 0; index < 5; ++index) {
+    ASSERT_TRUE(read->damaged(index, window, stored.mutable_data_ptr<uint8_t>()));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double most =
+          (stored.to(at::kFloat).div(255.0) - expected[i]).abs().max().item<double>();
+      if (most < 4.0 / 255.0) found.insert(i);
+    }
+  }
+  EXPECT_EQ(found.size(), 5U) << "each clip is that of its number, within the rounding of a file";
+
+  options = folder.stage("upsampler", "out", R"("batch": 2, "steps": 3)");
+  options.set = {"data.source=" + prepared,    "degrade.share=1",
+                 "cascade.scales=[2]",         "cascade.eval_clips=1",
+                 "cascade.eval_frames=4",      "upsampler.degraded_after=0",
+                 "upsampler.degraded_share=1", "upsampler.picture_after=2"};
+  EXPECT_TRUE(run(options).finished);
 }
 
 TEST(FileClips, SayWhenNothingCanBeUsed) {

@@ -287,7 +287,7 @@ TEST(Pipeline, EveryOperationDamagesWithinBounds) {
     double most = 0.0;
     for (uint64_t i = 0; i < 4; ++i) {
       world::Draw draw({9, i});
-      const at::Tensor y = operation.apply(clip, draw, 1.0);
+      const at::Tensor y = operation.apply(clip, draw, {});
       ASSERT_EQ(y.sizes(), clip.sizes()) << operation.name;
       EXPECT_TRUE(at::isfinite(y).all().item<bool>()) << operation.name;
       most = std::max(most, distance(y, clip));
@@ -306,21 +306,85 @@ TEST(Pipeline, DependsOnTheClipsNumberAlone) {
   context.executor = make_autograd_executor({});
   context.config.degrade.share = 0.8;
   context.config.degrade.amplitude = 0.5;
-  const at::Tensor pictures = moving_clip(1.0, 0.0).permute({0, 2, 3, 1}).unsqueeze(0);
-  const at::Tensor both = at::cat({pictures, pictures});
-  const auto made = [&](const at::Tensor& x, int64_t first) {
-    context.seed_step(5);
-    return degraded_clips(context, x, kHeight / 2, kWidth / 2, first);
+  const at::Tensor pictures = moving_clip(1.0, 0.0).permute({0, 2, 3, 1});
+  const auto made = [&](int64_t index, int64_t step) {
+    context.seed_step(step);  // whatever was drawn before
+    return damaged_clip(context, pictures, kHeight / 2, kWidth / 2, index);
   };
-  const at::Tensor two = made(both, 7);
-  EXPECT_EQ(two.sizes(), (std::vector<int64_t>{2, kFrames, kHeight / 2, kWidth / 2, 3}));
-  EXPECT_TRUE(at::equal(made(both, 7), two));
-  EXPECT_TRUE(at::equal(made(pictures, 7)[0], two[0]));
-  EXPECT_FALSE(at::equal(two[0], two[1]));
+  const at::Tensor one = made(7, 5);
+  EXPECT_EQ(one.sizes(), (std::vector<int64_t>{kFrames, kHeight / 2, kWidth / 2, 3}));
+  EXPECT_TRUE(at::equal(made(7, 6), one));
+  EXPECT_FALSE(at::equal(made(8, 5), one));
+  int64_t damaged = 0;
+  for (int64_t index = 0; index < 400; ++index) damaged += chosen(context, index) ? 1 : 0;
+  EXPECT_NEAR(static_cast<double>(damaged), 320.0, 30.0);
   context.config.degrade.share = 0.0;
-  EXPECT_LE(
-      distance(made(pictures, 7), resized(pictures, kHeight / 2, kWidth / 2, ResizeFilter::kArea)),
-      1e-7);
+  EXPECT_FALSE(chosen(context, 7));
+}
+
+// Both forms of K1, or the sentence that says what is missing.
+TEST(Codec, H264LosesMoreAtHigherCrfAndStillsAreCheap) {
+  DegradeConfig config;
+  config.codec = DegradeCodec::kH264;
+  const Result<std::string> what = describe(config);
+  if (!what.ok()) {
+    EXPECT_EQ(what.status().code(), StatusCode::kUnsupported);
+    GTEST_SKIP() << what.status().message();
+  }
+  EXPECT_NE(what->find("libx264"), std::string::npos);
+  const at::Tensor clip = moving_clip(0.7, 0.3);
+  double last = 0.0;
+  for (const int crf : {12, 20, 28, 38}) {
+    const double lost = distance(h264(clip, crf, 12, "fast"), clip);
+    EXPECT_GT(lost, last) << crf;
+    last = lost;
+  }
+  EXPECT_LT(distance(h264(clip, 12, 12, "fast"), clip), 0.015);
+  EXPECT_TRUE(at::equal(h264(clip, 30, 12, "medium"), h264(clip, 30, 12, "medium")));
+  // Every frame comes back at its own place, also from odd sides.
+  const at::Tensor odd = h264(clip.narrow(2, 0, 47).narrow(3, 0, 63), 18, 24, "medium");
+  ASSERT_EQ(odd.sizes(), (std::vector<int64_t>{kFrames, 3, 47, 63}));
+  for (int64_t t = 0; t < kFrames; ++t) {
+    const at::Tensor same = clip[t].narrow(1, 0, 47).narrow(2, 0, 63);
+    const at::Tensor next = clip[(t + 3) % kFrames].narrow(1, 0, 47).narrow(2, 0, 63);
+    EXPECT_LT(distance(odd[t], same), distance(odd[t], next)) << t;
+  }
+  // The operation takes it, and with the same draws the stand-in something else.
+  const Operation& k1 = operations()[10];
+  ASSERT_EQ(k1.name, "K1");
+  const auto coded = [&](DegradeCodec codec) {
+    world::Draw draw({4, 1});
+    config.codec = codec;
+    return k1.apply(clip, draw, config);
+  };
+  EXPECT_FALSE(at::equal(coded(DegradeCodec::kH264), coded(DegradeCodec::kBlocks)));
+}
+
+// The dense flow finds what the other one does, and movements that it cannot follow.
+TEST(Motion, DenseFlowFindsLargeMovements) {
+  DegradeConfig config;
+  config.flow = DegradeFlow::kOpencv;
+  const Result<std::string> what = describe(config);
+  if (!what.ok()) {
+    EXPECT_EQ(what.status().code(), StatusCode::kUnsupported);
+    GTEST_SKIP() << what.status().message();
+  }
+  EXPECT_NE(what->find("OpenCV"), std::string::npos);
+  const at::Tensor slow = moving_clip(1.5, -0.8);
+  const at::Tensor flow = flow_of(slow, config);
+  ASSERT_EQ(flow.sizes(), (std::vector<int64_t>{kFrames - 1, 2, kHeight, kWidth}));
+  EXPECT_NEAR(inner(flow).select(1, 0).mean().item<double>(), 1.5, 0.1);
+  EXPECT_NEAR(inner(flow).select(1, 1).mean().item<double>(), -0.8, 0.1);
+  EXPECT_TRUE(at::equal(flow_of(slow, config), flow));
+  // A picture without repetition that moves by 7 pixels a frame.
+  at::manual_seed(3);
+  const at::Tensor wide = at::upsample_bicubic2d(at::rand({1, 3, 16, 30}), {96, 180}, false);
+  std::vector<at::Tensor> frames;
+  for (int64_t t = 0; t < 4; ++t) frames.push_back(wide[0].narrow(2, 40 - 7 * t, 128));
+  const at::Tensor fast = at::stack(frames).clamp(0.0, 1.0).contiguous();
+  const at::Tensor found = flow_of(fast, config).narrow(2, 16, 64).narrow(3, 24, 80);
+  EXPECT_NEAR(found.select(1, 0).mean().item<double>(), 7.0, 0.3);
+  EXPECT_NEAR(found.select(1, 1).mean().item<double>(), 0.0, 0.3);
 }
 
 // P7: any number of frames, nothing at sigma 0, and something at another one.

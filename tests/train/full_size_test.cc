@@ -67,6 +67,95 @@ TEST(FullSize, ConfigsRunWithRandomWeightsAtTinySizes) {
   }
 }
 
+// The test's recipe with the Wan VAE at scale 1 and its cascades.
+std::string cascade_recipe(const TrainingFolder& folder) {
+  std::ifstream stream(folder / "recipe.json");
+  std::string text(std::istreambuf_iterator<char>(stream), {});
+  const size_t begin = text.find("\"decoder\"");
+  const size_t end = text.find("{\"scale\": 2");
+  text.replace(begin, end - begin, R"("decoder": {"kind": "wan_vae",
+      "vae": {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1,
+              "temporal_downsample": [0, 1, 1]},
+      "checkpoint": {"files": ["vae.safetensors"]}}}, )");
+  return folder.write("cascade.json", text).string();
+}
+
+TrainOptions cascade_trial(const std::string& stage, const std::string& recipe,
+                           const TrainingFolder& folder) {
+  TrainOptions options;
+  options.config = std::filesystem::path(std::getenv("UF_SOURCE_DIR")) /
+                   "models/ultra-flash/train" / (stage + ".json");
+  const Result<std::string> as_shipped = describe_training(options);
+  EXPECT_TRUE(as_shipped.ok()) << as_shipped.status().message();
+  options.out = folder / stage;
+  options.random_weights = true;
+  options.trial = true;
+  options.set = {"recipe=" + recipe,
+                 "steps=4",
+                 "log_every=1",
+                 "batch=2",
+                 "checkpoint_every=0",
+                 "bank.clips=2",
+                 "bank.encode_batch=1",
+                 "bank.refresh=1",
+                 "data.workers=1",
+                 "data.part=1",
+                 "crop.height=8",
+                 "crop.width=10",
+                 "upsampler.degraded_after=0",
+                 "upsampler.degraded_share=0",
+                 "upsampler.generated_share=0.5",
+                 "sr.guided_share=0.5",
+                 "sr_sparse.adaptation=0.5",
+                 "sr_sparse.critic_per_student=1"};
+  return options;
+}
+
+int finished_reports(TrainOptions options) {
+  int reports = 0;
+  options.progress = [&](const TrainProgress& p) {
+    EXPECT_EQ(p.text.find("nan"), std::string::npos) << p.text;
+    ++reports;
+    return true;
+  };
+  const Result<TrainSummary> summary = run_training(options);
+  EXPECT_TRUE(summary.ok()) << summary.status().message();
+  EXPECT_TRUE(summary.ok() && summary->finished);
+  return reports;
+}
+
+TEST(FullSize, CascadeConfigsRunWithRandomWeightsAtTinySizes) {
+  if (std::getenv("UF_SOURCE_DIR") == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";
+  const TrainingFolder folder("full-size-cascade");
+  const std::string recipe = cascade_recipe(folder);
+  for (const std::string stage :
+       {"upsampler_2x", "upsampler_3x", "sr_1k", "sr_2k", "sr_sparse_1k", "sr_sparse_2k"}) {
+    SCOPED_TRACE(stage);
+    EXPECT_EQ(finished_reports(cascade_trial(stage, recipe, folder)), 4);
+  }
+}
+
+// Latents of the Wan VAE where there are pictures: the decoder with its discriminator and latents
+// of an upsampler, and the upsampler with decoded pictures and latents that went through the VAE.
+TEST(FullSize, DecoderAndUpsamplerOnLatentsOfTheVae) {
+  if (std::getenv("UF_SOURCE_DIR") == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";
+  const TrainingFolder folder("full-size-vae");
+  const std::string recipe = cascade_recipe(folder);
+  TrainOptions options = cascade_trial("decoder", recipe, folder);
+  options.set.insert(options.set.end(),
+                     {"data.source=pocket_world", "autoencoder.frames=8", "autoencoder.gan_width=8",
+                      "autoencoder.upsampled_share=0.5", "autoencoder.gan_after=0.5"});
+  EXPECT_EQ(finished_reports(options), 4);
+  options = cascade_trial("upsampler_2x", recipe, folder);
+  options.set.insert(options.set.end(),
+                     {"data.source=pocket_world", "bank.latent_frames=4", "cascade.frames=3",
+                      "upsampler.picture_after=0", "upsampler.degraded_share=0.3"});
+  EXPECT_EQ(run_training(options).status().code(), StatusCode::kInvalidArgument)
+      << "the VAE decodes no large clips";
+  options.set.emplace_back("upsampler.picture=0");
+  EXPECT_EQ(finished_reports(options), 4);
+}
+
 // Clips through the Wan VAE, text embeddings from a file, sheets and weights written.
 TEST(FullSize, VideosAndPreparedEmbeddings) {
   if (std::getenv("UF_SOURCE_DIR") == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";

@@ -89,6 +89,41 @@ TEST(ConvertTest, MergesAdapters) {
   }
 }
 
+TEST(ConvertTest, AveragesTwoCheckpoints) {
+  const TempFolder folder;
+  const auto filled = [](float value, int64_t count) {
+    Tensor x = Tensor::zeros(DType::kF32, {count});
+    for (int64_t i = 0; i < count; ++i) x.mutable_data<float>()[i] = value + static_cast<float>(i);
+    return x;
+  };
+  Tensor steps = Tensor::zeros(DType::kI64, {1});
+  steps.mutable_data<int64_t>()[0] = 7;
+  ASSERT_OK(save_safetensors(folder / "a.safetensors", {{"x", filled(1.0F, 5)}, {"steps", steps}}));
+  ASSERT_OK(save_safetensors(folder / "b.safetensors",
+                             {{"x", filled(9.0F, 5).to(DType::kBF16)}, {"steps", steps}}));
+  ASSERT_OK(save_safetensors(folder / "c.safetensors", {{"x", filled(9.0F, 4)}, {"steps", steps}}));
+  ASSERT_OK(save_safetensors(folder / "d.safetensors", {{"x", filled(9.0F, 5)}}));
+  ConvertOptions options;
+  options.average = ConvertAverage{folder / "b.safetensors", 0.25};
+  ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "out.safetensors", options));
+  const auto out = Checkpoint::open(folder / "out.safetensors");
+  ASSERT_OK(out.status());
+  EXPECT_TRUE(same_bits(*out->tensor("x"), filled(3.0F, 5)));
+  EXPECT_TRUE(same_bits(*out->tensor("steps"), steps));
+  const auto refused = [&](const char* other, const char* output, double share, StatusCode code,
+                           const std::vector<std::string>& words) {
+    options.average = ConvertAverage{folder / other, share};
+    expect_failure(convert_checkpoint(folder / "a.safetensors", folder / output, options), code,
+                   words);
+  };
+  refused("c.safetensors", "e.safetensors", 0.5, StatusCode::kMalformed,
+          {"c.safetensors", "x", "[4]"});
+  refused("d.safetensors", "e.safetensors", 0.5, StatusCode::kMalformed, {"steps", "missing"});
+  refused("b.safetensors", "b.safetensors", 0.5, StatusCode::kInvalidArgument, {"is an input"});
+  refused("b.safetensors", "e.safetensors", 1.5, StatusCode::kInvalidArgument, {"1.5"});
+  EXPECT_FALSE(std::filesystem::exists(folder / "e.safetensors"));
+}
+
 TEST(ConvertTest, AdapterOfAnotherModelStopsBeforeWriting) {
   const TempFolder folder;
   ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <set>
 
 #include "media/frame_sink.h"
@@ -212,6 +213,79 @@ TEST_F(FileClips, HoldsOutByName) {
   // However small the share, somebody is held out; of more files the same stay so.
   options.hold_out = 1e-6;
   EXPECT_EQ(captions((folder_ / "moved").string()).size(), 1U);
+}
+
+TEST_F(FileClips, AFolderMayBeSetApart) {
+  fs::create_directories(folder_ / "in" / "held-out");
+  for (int i = 0; i < 6; ++i) {
+    const fs::path base = folder_ / "in" / (i < 2 ? "held-out" : "deep") / std::to_string(i);
+    write_video(base.string() + ".y4m", i, 40, 32, 6);
+    write_text(base.string() + ".txt", "clip " + std::to_string(i));
+  }
+  FileClipOptions options{.seed = 3, .hold_out = 0.01};
+  for (const bool unseen : {false, true}) {
+    options.unseen = unseen;
+    const auto source = open_file_clips((folder_ / "in").string(), options);
+    ASSERT_TRUE(source.ok()) << source.status().message();
+    ASSERT_EQ((*source)->size(), unseen ? 2 : 4);
+    for (int64_t i = 0; i < (*source)->size(); ++i) {
+      EXPECT_EQ(*(*source)->caption(i, {4, 20, 16}, 0) < "clip 2", unseen);
+    }
+  }
+}
+
+// Pictures whose grey level is their column, with a damaged small clip beside each.
+TEST_F(FileClips, GivePartsAndPreparedClips) {
+  constexpr int64_t kSide = 64;
+  const auto write = [&](const fs::path& path, int64_t side, int64_t add) {
+    SinkOptions options;
+    options.path = path.string();
+    const auto sink = open_sink(options, {side, side, 16, 1});
+    ASSERT_TRUE(sink.ok()) << sink.status().message();
+    for (int64_t f = 0; f < 8; ++f) {
+      std::vector<uint8_t> pixels;
+      for (int64_t i = 0; i < side * side * 3; ++i) {
+        pixels.push_back(static_cast<uint8_t>(i / 3 % side * (2 * kSide / side) + 10 * f + add));
+      }
+      ASSERT_TRUE((*sink)->write(RgbFrame::contiguous(pixels.data(), side, side)).ok());
+    }
+    ASSERT_TRUE((*sink)->finish().ok());
+  };
+  write(folder_ / "in" / "a.y4m", kSide, 0);
+  write(folder_ / "in" / "a.2x.y4m", kSide / 2, 3);
+  write_text(folder_ / "in" / "a.txt", "columns");
+  const auto source = open_file_clips((folder_ / "in").string(), {.seed = 5});
+  ASSERT_TRUE(source.ok()) << source.status().message();
+  ASSERT_EQ((*source)->size(), 1) << "the small one is no video of its own";
+
+  std::set<int> lefts;
+  for (int64_t index = 0; index < 12; ++index) {
+    const ClipShape part{3, 16, 16, 0.0, 0.5};
+    const Result<Clip> clip = (*source)->clip(index, part);
+    ASSERT_TRUE(clip.ok()) << clip.status().message();
+    // Half of 128 levels over 16 pixels; the last one is 15 steps of 4 from the first.
+    EXPECT_NEAR(clip->pixels[15 * 3] - clip->pixels[0], 60, 2);
+    lefts.insert(clip->pixels[0]);
+    EXPECT_EQ((*source)->clip(index, part)->pixels, clip->pixels);
+    EXPECT_EQ((*source)->damaged(index, {3, 32, 32, 0.0, 0.5}, 2).status().code(),
+              StatusCode::kInvalidArgument);
+
+    // Frame for frame the stretch of the large clip.
+    const ClipShape whole{3, kSide, kSide};
+    const Result<Clip> large = (*source)->clip(index, whole);
+    const Result<std::optional<Clip>> small = (*source)->damaged(index, whole, 2);
+    ASSERT_TRUE(large.ok() && small.ok()) << small.status().message();
+    ASSERT_TRUE(small->has_value());
+    ASSERT_EQ((*small)->pixels.size(), 3U * 32 * 32 * 3);
+    for (size_t frame = 0; frame < 3; ++frame) {
+      EXPECT_NEAR((*small)->pixels[frame * 32 * 32 * 3],
+                  large->pixels[frame * kSide * kSide * 3] + 3, 2);
+    }
+    const Result<std::optional<Clip>> none = (*source)->damaged(index, whole, 3);
+    ASSERT_TRUE(none.ok());
+    EXPECT_FALSE(none->has_value());
+  }
+  EXPECT_GT(lefts.size(), 4U);
 }
 
 TEST_F(FileClips, KeepsTheRateAndChoosesCaptions) {

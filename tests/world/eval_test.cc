@@ -1,5 +1,6 @@
 // The evaluator on clips whose truth is known: as rendered, through H.264, through the errors of an
 // autoencoder, and with captions of other scenes.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -196,6 +197,47 @@ TEST_F(EvalFolder, MeasuresFilesOfOurEncoder) {
   ASSERT_TRUE(sheet.ok()) << sheet.status().message();
   EXPECT_EQ(sheet->width, 6 * 320 + 7 * 4);
   EXPECT_EQ(sheet->height, 5 * 192 + 6 * 4);
+}
+
+// One video is missing and one is none: both are named and have nothing right.
+TEST_F(EvalFolder, VideosThatCannotBeReadCountAsWrong) {
+  EvalOptions options;
+  options.folder = folder_.string();
+  options.seconds = 1.0;
+  const auto line = [](const char* file) {
+    return fmt::format(R"({{"file": "{}", "caption": "a red ring on a grey backdrop"}})", file);
+  };
+  write_lines(line("missing.y4m") + "\n" + line("broken.y4m"));
+  std::ofstream(folder_ / "broken.y4m") << "YUV4MPEG2 nothing";
+  EXPECT_FALSE(evaluate(options).ok()) << "there is nothing to measure";
+  const Scene scene = sample_scene(kSeed, 3);
+  const RenderWindow window = RenderWindow::whole(1, 0, 20);
+  const std::vector<uint8_t> pixels = render(scene, window);
+  SinkOptions sink_options;
+  sink_options.path = (folder_ / "good.y4m").string();
+  const auto sink = open_sink(sink_options, {window.width, window.height, kFramesPerSecond, 1});
+  ASSERT_TRUE(sink.ok());
+  for (int64_t f = 0; f < 20; ++f) {
+    ASSERT_TRUE((*sink)
+                    ->write(RgbFrame::contiguous(pixels.data() + f * window.bytes() / 20,
+                                                 window.width, window.height))
+                    .ok());
+  }
+  ASSERT_TRUE((*sink)->finish().ok());
+  write_lines(line("missing.y4m") + "\n" + line("broken.y4m") + "\n" + line("good.y4m"));
+  const Result<EvalReport> report = evaluate(options);
+  ASSERT_TRUE(report.ok()) << report.status().message();
+  const EvalWindow& first = report->windows[0];
+  EXPECT_EQ(first.table.clips(), 3);
+  EXPECT_EQ(first.table.row("colour").all.total, 3);
+  EXPECT_EQ(first.table.row("whole clip").all.total, 3);
+  EXPECT_LE(first.table.row("background").all.right, 1);
+  EXPECT_TRUE(first.clips[2].failure.empty() && first.clips[2].measured);
+  for (size_t i = 0; i < 2; ++i) EXPECT_FALSE(first.clips[i].failure.empty());
+  const std::string table = report_table(*report);
+  EXPECT_NE(table.find("missing.y4m"), std::string::npos) << table;
+  EXPECT_NE(table.find("broken.y4m"), std::string::npos) << table;
+  EXPECT_NE(report_json(*report).find("failure"), std::string::npos);
 }
 
 TEST_F(EvalFolder, CaptionLinesSurviveTheFile) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -43,6 +44,7 @@ struct Sample {
   Place video;
   Place caption;
   bool json = false;
+  std::map<int64_t, Place> damaged;  // by scale
 };
 
 Result<std::vector<uint8_t>> read_place(const Place& place, int64_t limit) {
@@ -74,8 +76,16 @@ class Collection {
     std::string ending = path.extension().string();
     std::transform(ending.begin(), ending.end(), ending.begin(),
                    [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
-    Found& found = all_[(path.parent_path() / path.stem()).string()];
-    if (std::find(kVideoEndings.begin(), kVideoEndings.end(), ending) != kVideoEndings.end()) {
+    const bool video =
+        std::find(kVideoEndings.begin(), kVideoEndings.end(), ending) != kVideoEndings.end();
+    fs::path stem = path.stem();
+    const std::string scale = stem.extension().string();  // ".2x" of NAME.2x.y4m
+    if (video && scale.size() == 3 && scale[1] >= '2' && scale[1] <= '9' && scale[2] == 'x') {
+      all_[(path.parent_path() / stem.stem()).string()].damaged[scale[1] - '0'] = std::move(place);
+      return;
+    }
+    Found& found = all_[(path.parent_path() / stem).string()];
+    if (video) {
       found.video = std::move(place);
     } else if (ending == ".txt") {
       found.text = std::move(place);
@@ -88,8 +98,8 @@ class Collection {
     std::vector<Sample> samples;
     for (const auto& [name, found] : all_) {
       if (!found.video || (!found.text && !found.json)) continue;
-      samples.push_back(
-          {name, *found.video, found.text ? *found.text : *found.json, !found.text.has_value()});
+      samples.push_back({name, *found.video, found.text ? *found.text : *found.json,
+                         !found.text.has_value(), found.damaged});
     }
     return samples;
   }
@@ -99,6 +109,7 @@ class Collection {
     std::optional<Place> video;
     std::optional<Place> text;
     std::optional<Place> json;
+    std::map<int64_t, Place> damaged;
   };
   std::map<std::string, Found> all_;
 };
@@ -166,13 +177,13 @@ struct OpenVideo {
   std::vector<uint8_t> bytes;
   std::optional<VideoReader> reader;
 
-  static Result<OpenVideo> open(const Sample& sample) {
+  static Result<OpenVideo> open(const Place& place, const std::string& name) {
     OpenVideo video;
-    if (sample.video.offset < 0) {
-      UF_ASSIGN(video.reader, VideoReader::open(sample.video.path));
+    if (place.offset < 0) {
+      UF_ASSIGN(video.reader, VideoReader::open(place.path));
     } else {
-      UF_ASSIGN(video.bytes, read_place(sample.video, kMaxVideoBytes));
-      UF_ASSIGN(video.reader, VideoReader::open_memory(video.bytes, sample.name));
+      UF_ASSIGN(video.bytes, read_place(place, kMaxVideoBytes));
+      UF_ASSIGN(video.reader, VideoReader::open_memory(video.bytes, name));
     }
     return video;
   }
@@ -211,33 +222,28 @@ class FileClipSource final : public ClipSource {
     clip.name = sample.name;
     UF_ASSIGN(const std::vector<std::string> captions, read_captions(sample));
     clip.caption = captions[0];
-    UF_ASSIGN(OpenVideo video, OpenVideo::open(sample));
-    const int64_t spare = use.check.frames - needed(use.check, shape);
-    world::Draw draw({options_.seed, hash_name(sample.name) ^ static_cast<uint64_t>(index)});
-    const int64_t first = draw.below(spare + 1);
-    const auto frame_bytes = static_cast<size_t>(shape.height * shape.width * 3);
-    clip.pixels.reserve(static_cast<size_t>(shape.frames) * frame_bytes);
-    int64_t read = 0;
-    for (int64_t f = 0; f < shape.frames; ++f) {
-      const int64_t wanted = first + source_frame(use.check, shape, f);
-      if (read > wanted) {  // a slower video shows this one again
-        clip.pixels.resize(clip.pixels.size() + frame_bytes);
-        std::copy_n(clip.pixels.end() - 2 * static_cast<std::ptrdiff_t>(frame_bytes), frame_bytes,
-                    clip.pixels.end() - static_cast<std::ptrdiff_t>(frame_bytes));
-        continue;
-      }
-      std::optional<VideoFrame> frame;
-      for (; read <= wanted; ++read) {
-        UF_ASSIGN(frame, video.reader->next());
-        if (!frame.has_value()) {
-          return make_status(StatusCode::kIo, "{}: {} frames, there were {} before", sample.name,
-                             read, use.check.frames);
-        }
-      }
-      UF_ASSIGN(const RgbImage image, resize(cut_to(frame->rgb, shape), shape.width, shape.height));
-      clip.pixels.insert(clip.pixels.end(), image.pixels.begin(), image.pixels.end());
-    }
+    UF_TRY(read_stretch(sample.video, index, use, shape, clip));
     return clip;
+  }
+
+  [[nodiscard]] Result<std::optional<Clip>> damaged(int64_t index, const ClipShape& large,
+                                                    int64_t scale) const override {
+    UF_ASSIGN(Use use, choose(index, large));
+    const Sample& sample = samples_[use.sample];
+    const auto found = sample.damaged.find(scale);
+    if (found == sample.damaged.end()) return std::optional<Clip>();
+    if (large.part != 1.0) {
+      return make_status(StatusCode::kInvalidArgument,
+                         "{}.{}x: a damaged clip belongs to the whole picture, data.part is {}",
+                         sample.name, scale, large.part);
+    }
+    ClipShape shape = large;
+    shape.width /= scale;
+    shape.height /= scale;
+    Clip clip;
+    clip.name = fmt::format("{}.{}x", sample.name, scale);
+    UF_TRY(read_stretch(found->second, index, use, shape, clip));
+    return std::optional<Clip>(std::move(clip));
   }
 
   [[nodiscard]] Result<std::string> caption(int64_t index, const ClipShape& shape,
@@ -260,6 +266,42 @@ class FileClipSource final : public ClipSource {
     size_t sample = 0;
     Check check;
   };
+
+  // Frames of the stretch that `index` gives, cut and resized.
+  Status read_stretch(const Place& place, int64_t index, const Use& use, const ClipShape& shape,
+                      Clip& clip) const {
+    const std::string& name = samples_[use.sample].name;
+    UF_ASSIGN(OpenVideo video, OpenVideo::open(place, clip.name));
+    const int64_t spare = use.check.frames - needed(use.check, shape);
+    world::Draw draw({options_.seed, hash_name(name) ^ static_cast<uint64_t>(index)});
+    const int64_t first = draw.below(spare + 1);
+    const double x = draw.uniform(0.0, 1.0);
+    const double y = draw.uniform(0.0, 1.0);
+    const auto frame_bytes = static_cast<size_t>(shape.height * shape.width * 3);
+    clip.pixels.reserve(static_cast<size_t>(shape.frames) * frame_bytes);
+    int64_t read = 0;
+    for (int64_t f = 0; f < shape.frames; ++f) {
+      const int64_t wanted = first + source_frame(use.check, shape, f);
+      if (read > wanted) {  // a slower video shows this one again
+        clip.pixels.resize(clip.pixels.size() + frame_bytes);
+        std::copy_n(clip.pixels.end() - 2 * static_cast<std::ptrdiff_t>(frame_bytes), frame_bytes,
+                    clip.pixels.end() - static_cast<std::ptrdiff_t>(frame_bytes));
+        continue;
+      }
+      std::optional<VideoFrame> frame;
+      for (; read <= wanted; ++read) {
+        UF_ASSIGN(frame, video.reader->next());
+        if (!frame.has_value()) {
+          return make_status(StatusCode::kMalformed, "{}: {} frames, there should be {}", clip.name,
+                             read, use.check.frames);
+        }
+      }
+      UF_ASSIGN(const RgbImage image,
+                resize(cut_to(frame->rgb, shape, x, y), shape.width, shape.height));
+      clip.pixels.insert(clip.pixels.end(), image.pixels.begin(), image.pixels.end());
+    }
+    return {};
+  }
 
   // Which frame of the video is shown at frame `f` of a clip that begins at its frame 0.
   static int64_t source_frame(const Check& check, const ClipShape& shape, int64_t f) {
@@ -316,7 +358,7 @@ class FileClipSource final : public ClipSource {
 
   static Status read_through(const Sample& sample, Check& check) {
     UF_TRY(read_captions(sample).status());
-    UF_ASSIGN(OpenVideo video, OpenVideo::open(sample));
+    UF_ASSIGN(OpenVideo video, OpenVideo::open(sample.video, sample.name));
     const VideoFormat& format = video.reader->info().format;
     if (format.fps_num > 0) {
       check.fps = static_cast<double>(format.fps_num) / static_cast<double>(format.fps_den);
@@ -329,15 +371,29 @@ class FileClipSource final : public ClipSource {
     return {};
   }
 
-  // The largest middle part with the proportions of `shape`.
-  static RgbFrame cut_to(RgbFrame frame, const ClipShape& shape) {
+  // Of the largest middle part with the proportions of `shape` the part that it asks for; x and y
+  // in [0, 1) say where.
+  static RgbFrame cut_to(RgbFrame frame, const ClipShape& shape, double x, double y) {
+    const auto cut = [&](int64_t left, int64_t top, int64_t width, int64_t height) {
+      frame.pixels = frame.row(top) + 3 * left;
+      frame.width = width;
+      frame.height = height;
+    };
     const int64_t width =
         std::clamp<int64_t>(frame.height * shape.width / shape.height, 1, frame.width);
     const int64_t height =
         std::clamp<int64_t>(frame.width * shape.height / shape.width, 1, frame.height);
-    frame.pixels = frame.row((frame.height - height) / 2) + (frame.width - width) / 2 * 3;
-    frame.width = width;
-    frame.height = height;
+    cut((frame.width - width) / 2, (frame.height - height) / 2, width, height);
+    if (shape.part == 1.0) return frame;
+    const auto side = [&](int64_t length) {
+      return std::max<int64_t>(1, std::llround(shape.part * static_cast<double>(length)));
+    };
+    const auto place = [](double share, int64_t length, int64_t part) {
+      return static_cast<int64_t>(share * static_cast<double>(length - part + 1));
+    };
+    const int64_t part_width = side(width);
+    const int64_t part_height = side(height);
+    cut(place(x, width, part_width), place(y, height, part_height), part_width, part_height);
     return frame;
   }
 
@@ -350,6 +406,14 @@ class FileClipSource final : public ClipSource {
 // The samples of one side of the hold-out.
 std::vector<Sample> one_side(std::vector<Sample> samples, const FileClipOptions& options) {
   if (options.hold_out <= 0.0) return samples;
+  const auto set_apart = [](const Sample& s) {
+    return ("/" + s.name).find("/held-out/") != std::string::npos;
+  };
+  const auto apart = std::count_if(samples.begin(), samples.end(), set_apart);
+  if (apart > 0 && apart < std::ssize(samples)) {
+    std::erase_if(samples, [&](const Sample& s) { return set_apart(s) != options.unseen; });
+    return samples;
+  }
   const auto place = [](const Sample& s) {  // in [0, 1)
     return static_cast<double>(rng::philox(hash_name(s.name), 0, 0).x[0]) / 4294967296.0;
   };

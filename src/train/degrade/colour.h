@@ -1,5 +1,5 @@
-// Colour, noise and codec degradations: C1, C2, S1, S2 and a stand-in for K1 of
-// ultra-flash-training 2.4. A clip is f32 [frames, 3, height, width] in [0, 1] on any device.
+// Colour, noise and codec degradations: C1, C2, S1, S2 of ultra-flash-training 2.4,
+// and a stand-in for its K1. A clip is f32 [frames, 3, height, width] in [0, 1] on any device.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -15,7 +15,7 @@ namespace ultraflash::degrade {
 /// x[n] at (place + flow): [n, c, h, w] read with bilinear weights, edges repeated.
 at::Tensor warped(const at::Tensor& x, const at::Tensor& flow);
 /// From each frame to the next, [frames - 1, 2, h, w]: Lucas and Kanade over three halvings, for
-/// movements of a few pixels. Flat places have no flow.
+/// movements of a few pixels. Flat places have no flow. See dense_flow.h for a better one.
 at::Tensor optical_flow(const at::Tensor& clip);
 
 /// M1: frames of a run become mixtures with a neighbour that is brought part of the way to them.

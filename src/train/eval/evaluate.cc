@@ -10,6 +10,7 @@
 #include <fstream>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "core/check.h"
 #include "media/frame_sink.h"
@@ -91,6 +92,26 @@ Result<std::vector<ClipResult>> measure_file(const EvalOptions& options, const C
   return results;
 }
 
+// A clip that cannot be read has nothing right.
+ClipResult unread(const CaptionLine& line, std::string failure) {
+  ClipResult result;
+  result.file = line.file;
+  result.caption = line.caption;
+  result.failure = std::move(failure);
+  result.checks = compare(line.scene, {});
+  for (Check& check : result.checks) {
+    check.right = false;
+    check.seen = "nothing";
+  }
+  return result;
+}
+
+// Whether measuring the other files has no sense either.
+bool ends_all(StatusCode code) {
+  return code == StatusCode::kCancelled || code == StatusCode::kOutOfMemory ||
+         code == StatusCode::kInternal;
+}
+
 }  // namespace
 
 Result<EvalReport> evaluate(const EvalOptions& options) {
@@ -104,6 +125,8 @@ Result<EvalReport> evaluate(const EvalOptions& options) {
   std::atomic<size_t> next = 0;
   std::mutex mutex;
   Status failure;
+  Status first_unread;
+  int64_t read = 0;
   int64_t done = 0;
   const auto work = [&] {
     for (size_t i = next++; i < lines.size(); i = next++) {
@@ -117,13 +140,17 @@ Result<EvalReport> evaluate(const EvalOptions& options) {
         }
       }();
       const std::lock_guard lock(mutex);
-      if (!results.ok()) {
+      if (!results.ok() && ends_all(results.status().code())) {
         if (failure.ok()) failure = results.status();
         next = lines.size();
         return;
       }
+      if (!results.ok() && first_unread.ok()) first_unread = results.status();
+      read += results.ok() ? 1 : 0;
       for (size_t w = 0; w < report.windows.size(); ++w) {
-        report.windows[w].clips[i] = std::move((*results)[w]);
+        report.windows[w].clips[i] =
+            results.ok() ? std::move((*results)[w])
+                         : unread(lines[i], std::string(results.status().message()));
       }
       ++done;
       if (options.progress) options.progress(done, std::ssize(lines));
@@ -138,9 +165,11 @@ Result<EvalReport> evaluate(const EvalOptions& options) {
   work();
   for (std::thread& thread : threads) thread.join();
   if (!failure.ok()) return failure;
+  if (read == 0 && !first_unread.ok()) return first_unread;
   for (EvalWindow& window : report.windows) {
     for (size_t i = 0; i < lines.size(); ++i) {
-      if (window.clips[i].measured) window.table.add(lines[i].scene, window.clips[i].checks);
+      const ClipResult& clip = window.clips[i];
+      if (clip.measured || !clip.failure.empty()) window.table.add(lines[i].scene, clip.checks);
     }
   }
   return report;

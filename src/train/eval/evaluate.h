@@ -25,7 +25,8 @@ struct EvalOptions {
 struct ClipResult {
   std::string file;
   std::string caption;
-  bool measured = false;  // false: the video has no frames at that time
+  bool measured = false;  // false: the video has no frames at that time, or cannot be read:
+  std::string failure;    // why; then everything that its caption names counts as wrong
   MeasuredScene seen;
   std::vector<Check> checks;
   std::vector<RgbImage> frames;  // of the contact sheet, six through the window
@@ -42,7 +43,8 @@ struct EvalReport {
   std::vector<EvalWindow> windows;
 };
 
-/// kNotFound and what read_captions() and the video reader say; kCancelled.
+/// kNotFound and what read_captions() says; kCancelled; the first reason where no video can be
+/// read.
 Result<EvalReport> evaluate(const EvalOptions& options);
 
 std::string report_table(const EvalReport& report);

@@ -54,6 +54,9 @@ std::string report_table(const EvalReport& report) {
   for (const EvalWindow& window : report.windows) {
     text += fmt::format("{}: {} of {} clips, from {:g} s\n", report.folder, window.table.clips(),
                         window.clips.size(), window.at);
+    for (const ClipResult& clip : window.clips) {
+      if (!clip.failure.empty()) text += fmt::format("  counted as wrong: {}\n", clip.failure);
+    }
     text += fmt::format("  {:<20} {:>20} {:>20} {:>20}\n", "", "all", "one object", "two objects");
     for (const ScoreRow& row : window.table.rows()) {
       text += fmt::format("  {:<20} {:>20} {:>20} {:>20}\n", row.name, share(row.all),
@@ -76,6 +79,7 @@ std::string report_json(const EvalReport& report) {
     nlohmann::ordered_json clips = nlohmann::ordered_json::array();
     for (const ClipResult& clip : window.clips) {
       nlohmann::ordered_json entry = {{"file", clip.file}, {"caption", clip.caption}};
+      if (!clip.failure.empty()) entry["failure"] = clip.failure;
       if (clip.measured) {
         entry["seen"] = seen_json(clip.seen);
         entry["wrong"] = nlohmann::ordered_json::array();

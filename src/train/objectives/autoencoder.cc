@@ -6,6 +6,8 @@
 // count for nothing here. Latents are pulled to zero mean and unit variance per channel (the
 // decoder clamps them softly at 3, and the transformers expect that scale) and decoded with a
 // little noise, as generated latents are never exact.
+#include <torch/csrc/autograd/autograd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -17,6 +19,7 @@
 #include "train/device_clips.h"
 #include "train/generator.h"
 #include "train/objective.h"
+#include "train/patch_discriminator.h"
 #include "train/pictures.h"
 #include "train/prefetcher.h"
 #include "train/world/render.h"
@@ -44,11 +47,12 @@ class AutoencoderObjective final : public Objective {
     const AutoencoderConfig& c = config.autoencoder;
     const CascadeSpec* cascade = context_.recipe.cascade(c.scale);
     const CascadeSpec* base = context_.recipe.cascade(1);
+    const bool small_vae = base != nullptr && base->decoder.kind == DecoderKind::kWanVae;
     if (cascade == nullptr || base == nullptr || cascade->decoder.kind != DecoderKind::kTiny ||
-        !base->decoder.tiny_encoder) {
+        (!base->decoder.tiny_encoder && (!small_vae || cascade->decoder.tiny_encoder))) {
       return make_status(StatusCode::kInvalidArgument,
-                         "recipe '{}' has no tiny decoder at scale {}, or no tiny encoder at scale "
-                         "1",
+                         "recipe '{}' has no tiny decoder at scale {}, or no encoder for it at "
+                         "scale 1",
                          context_.recipe.name, c.scale);
     }
     spec_ = &cascade->decoder;
@@ -60,7 +64,6 @@ class AutoencoderObjective final : public Objective {
     UF_TRY(bind_pair(*averaged_, *base, averaged_encoder_, averaged_decoder_));
     if (c.scale > 1 && (!joint_ || c.teacher > 0.0 || c.upsampled_share > 0.0)) {
       UF_ASSIGN(base_, FrozenAutoencoder::open(context_));
-      if (!joint_) encoder_ = averaged_encoder_ = base_.encoder;
     }
     if (c.upsampled_share > 0.0) {
       if (trains_encoder()) {
@@ -75,12 +78,21 @@ class AutoencoderObjective final : public Objective {
       }
     }
     trained_.begin(config.optimizer, &config.ema);
+    if (c.gan > 0.0 || c.gan_features > 0.0) {
+      UF_ASSIGN(discriminator_, PatchDiscriminator::make(context_, c.gan_width));
+      trained_discriminator_.name = "discriminator";
+      trained_discriminator_.parameters = discriminator_->parameters();
+      trained_discriminator_.begin(config.critic_optimizer, nullptr);
+    }
     UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
     UF_ASSIGN(unseen_, TrainingClips::open(context_, /*unseen=*/true));
     return {};
   }
 
-  std::vector<TrainedSet*> sets() override { return {&trained_}; }
+  std::vector<TrainedSet*> sets() override {
+    if (discriminator_) return {&trained_, &trained_discriminator_};
+    return {&trained_};
+  }
 
   Status start(int64_t first_step) override {
     batches_ = std::make_unique<Prefetcher<PictureBatch>>(
@@ -97,7 +109,7 @@ class AutoencoderObjective final : public Objective {
                                  : draw_scenes(context_, batch.clips, batch.windows);
     context_.seed_step(step);
     const at::Tensor target = clips.to(at::kFloat).div_(255.0);  // [b, t, h, w, 3]
-    at::Tensor latent = from_small(step) ? enlarged(step, target) : encode(encoder_, target);
+    at::Tensor latent = from_small(step) ? enlarged(step, target) : encoded(encoder_, target);
     at::Tensor loss = at::zeros({}, context_.f32());
     if (trains_encoder()) {
       const at::Tensor mean = latent.mean({0, 1, 2, 3});
@@ -109,9 +121,10 @@ class AutoencoderObjective final : public Objective {
     }
     if (c.latent_noise > 0.0) latent = latent + c.latent_noise * at::randn_like(latent);
     const int64_t trim = spec_->tiny.frames_to_trim();
-    const auto shown = [&](const at::Tensor& x) { return x.narrow(1, trim, x.size(1) - trim); };
-    const at::Tensor y = shown(decode(decoder_, latent));
-    const at::Tensor x = shown(target);
+    const at::Tensor decoded = decode(decoder_, latent);
+    const at::Tensor y = decoded.narrow(1, trim, decoded.size(1) - trim);
+    // The last pictures of the clip, and with a tiny encoder all but as many.
+    const at::Tensor x = target.narrow(1, target.size(1) - y.size(1), y.size(1));
     const at::Tensor error = y - x;
     at::Tensor weight = at::ones({}, context_.f32());
     if (c.detail > 0.0) weight = detail_weight(x);
@@ -126,9 +139,13 @@ class AutoencoderObjective final : public Objective {
     if (c.temporal > 0.0 && error.size(1) > 1) {
       loss = loss + c.temporal * difference(error, 1).abs().mean();
     }
-    if (c.teacher > 0.0) loss = loss + c.teacher * (y - shown(taught(target))).abs().mean();
+    if (c.teacher > 0.0) loss = loss + c.teacher * (y - taught(target)).abs().mean();
+    if (discriminator_ && context_.progress >= c.gan_after) {
+      loss = loss + adversarial(y, x, meter);
+    }
     loss.backward();
     const at::Tensor norm = trained_.update(lr_factor);
+    if (discriminator_ && context_.progress >= c.gan_critic_after) teach_discriminator(y, x, meter);
     meter.add("loss", loss);
     meter.add("l1", l1);
     meter.add(fmt::format("mse_{}x", scale_of(step)), mse);
@@ -150,9 +167,8 @@ class AutoencoderObjective final : public Objective {
       double worst = 1e9;
       for (int64_t i = 0; i < clips.size(0); ++i) {
         const at::Tensor x = clips.narrow(0, i, 1).to(context_.device).to(at::kFloat).div_(255.0);
-        const auto [y, latent] = reconstruct(x);
-        const int64_t trim = spec_->tiny.frames_to_trim();
-        const at::Tensor error = (y - x.narrow(1, trim, x.size(1) - trim));
+        const at::Tensor y = reconstruct(x);
+        const at::Tensor error = y - x.narrow(1, x.size(1) - y.size(1), y.size(1));
         const double value = psnr(error.square().mean().item<double>());
         sum += value / static_cast<double>(clips.size(0));
         worst = std::min(worst, value);
@@ -162,7 +178,7 @@ class AutoencoderObjective final : public Objective {
     }
     // Statistics of the latents at the base size.
     const at::Tensor x = eval_clips(scales[0]).to(context_.device).to(at::kFloat).div_(255.0);
-    const at::Tensor latent = encode(averaged_encoder_, x);
+    const at::Tensor latent = encoded(averaged_encoder_, x);
     const at::Tensor mean = latent.mean({0, 1, 2, 3});
     const at::Tensor deviation = latent.std({0, 1, 2, 3}, /*correction=*/0);
     measures.emplace_back("latent_mean_largest", mean.abs().max().item<double>());
@@ -176,12 +192,11 @@ class AutoencoderObjective final : public Objective {
     if (context_.config.autoencoder.eval_clips == 0) return std::nullopt;
     averaged_->assign(trained_.average->values());
     std::vector<at::Tensor> rows;
-    const int64_t trim = spec_->tiny.frames_to_trim();
     const at::Tensor& clips = eval_clips(context_.config.autoencoder.data_scales[0]);
     for (int64_t i = 0; i < std::min<int64_t>(clips.size(0), 6); ++i) {
       const at::Tensor x = clips.narrow(0, i, 1);
-      const at::Tensor y = reconstruct(x.to(context_.device).to(at::kFloat).div_(255.0)).first;
-      rows.push_back(x.narrow(1, trim, x.size(1) - trim));
+      const at::Tensor y = reconstruct(x.to(context_.device).to(at::kFloat).div_(255.0));
+      rows.push_back(x.narrow(1, x.size(1) - y.size(1), y.size(1)));
       rows.push_back(to_bytes(y));
     }
     return clip_sheet(at::cat(rows), 6);
@@ -217,7 +232,9 @@ class AutoencoderObjective final : public Objective {
     return joint_ && !context_.config.autoencoder.freeze_encoder;
   }
 
-  at::Tensor encode(const TinyEncoder& encoder, const at::Tensor& pictures) const {
+  // By the encoder that is trained here, or the frozen one of scale 1.
+  at::Tensor encoded(const TinyEncoder& encoder, const at::Tensor& pictures) const {
+    if (!joint_) return base_.encode(context_, pictures * 255.0);
     MemoryState state;
     const at::Tensor x = pictures.to(to_torch(context_.compute));
     const at::AutoGradMode gradients(at::GradMode::is_enabled() && trains_encoder());
@@ -233,11 +250,10 @@ class AutoencoderObjective final : public Objective {
   }
 
   // With the averaged weights, clamped and trimmed as a stream would show it.
-  std::pair<at::Tensor, at::Tensor> reconstruct(const at::Tensor& x) const {
-    const at::Tensor latent = encode(averaged_encoder_, x);
+  [[nodiscard]] at::Tensor reconstruct(const at::Tensor& x) const {
     const int64_t trim = spec_->tiny.frames_to_trim();
-    const at::Tensor y = decode(averaged_decoder_, latent).clamp_(0.0, 1.0);
-    return {y.narrow(1, trim, y.size(1) - trim), latent};
+    const at::Tensor y = decode(averaged_decoder_, encoded(averaged_encoder_, x)).clamp_(0.0, 1.0);
+    return y.narrow(1, trim, y.size(1) - trim);
   }
 
   // Mean 1; more where neighbours differ, in a window as wide as a period of a fine texture.
@@ -255,10 +271,39 @@ class AutoencoderObjective final : public Objective {
     const double k = context_.config.autoencoder.detail;
     return ((1.0 + k * local / (local.mean() + 1e-6)) / (1.0 + k)).unsqueeze(4);
   }
+  // The discriminator's part of the loss. Its gradient is taken here, at the pictures alone:
+  // nothing of it reaches the discriminator's weights.
+  at::Tensor adversarial(const at::Tensor& y, const at::Tensor& x, Meter& meter) const {
+    const AutoencoderConfig& c = context_.config.autoencoder;
+    const at::Tensor pictures = y.detach().requires_grad_(true);
+    const PatchDiscriminator::Output fake = discriminator_->run(pictures);
+    const at::Tensor passing = passing_loss(fake);
+    meter.add("gan", passing);
+    at::Tensor loss = c.gan * passing;
+    if (c.gan_features > 0.0) {
+      PatchDiscriminator::Output real;
+      {
+        const at::NoGradGuard no_grad;
+        real = discriminator_->run(x);
+      }
+      const at::Tensor features = feature_distance(real, fake);
+      meter.add("gan_features", features);
+      loss = loss + c.gan_features * features;
+    }
+    const at::Tensor slope = torch::autograd::grad({loss}, {pictures})[0];
+    return loss.detach() + (slope * (y - y.detach())).sum();
+  }
+  void teach_discriminator(const at::Tensor& y, const at::Tensor& x, Meter& meter) {
+    const at::Tensor loss = hinge_loss(discriminator_->run(x), discriminator_->run(y.detach()));
+    loss.backward();
+    meter.add("discriminator", loss);
+    const OptimizerConfig& critic = context_.config.critic_optimizer;
+    (void)trained_discriminator_.update(
+        learning_rate_factor(critic, trained_discriminator_.updates, context_.progress));
+  }
   // What the autoencoder of scale 1 shows.
   [[nodiscard]] at::Tensor taught(const at::Tensor& pictures) const {
-    const at::NoGradGuard no_grad;
-    return decode(base_.decoder, encode(base_.encoder, pictures));
+    return base_.show(context_, base_.encode(context_, pictures * 255.0));
   }
   // Whether this step decodes what an upsampler makes of the small clips.
   [[nodiscard]] bool from_small(int64_t step) const {
@@ -271,7 +316,7 @@ class AutoencoderObjective final : public Objective {
     const int64_t scale = scale_of(step);
     const at::Tensor small =
         resized(pictures, pictures.size(2) / scale, pictures.size(3) / scale, ResizeFilter::kArea);
-    return upsamplers_.at(scale).run_window(context_, encode(base_.encoder, small), 0);
+    return upsamplers_.at(scale).run_window(context_, base_.encode(context_, small * 255.0), 0);
   }
 
   [[nodiscard]] int64_t scale_of(int64_t step) const {
@@ -282,7 +327,7 @@ class AutoencoderObjective final : public Objective {
   PictureBatch make_batch(int64_t step) const {
     const TrainConfig& config = context_.config;
     const int64_t scale = scale_of(step);
-    const int64_t frames = config.autoencoder.frames;
+    const int64_t frames = pictures(config.autoencoder.frames);
     // Crops that can be made small whole.
     const int64_t unit = upsamplers_.contains(scale) ? kPixelsPerLatent * scale : 1;
     const int64_t width = context_.width() / unit * unit;
@@ -340,19 +385,25 @@ class AutoencoderObjective final : public Objective {
     return batch;
   }
 
+  // Pictures of a clip that gives `count` / 4 latent frames.
+  [[nodiscard]] int64_t pictures(int64_t count) const {
+    return joint_ ? count : base_.pictures_for(count);
+  }
+
   // Whole frames of unseen clips, rendered once.
   const at::Tensor& eval_clips(int64_t scale) {
     at::Tensor& clips = eval_[scale];
     if (clips.defined()) return clips;
     const AutoencoderConfig& c = context_.config.autoencoder;
-    clips = first_clips(context_, *unseen_, scale, c.eval_frames, c.eval_clips);
+    clips = first_clips(context_, *unseen_, scale, pictures(c.eval_frames), c.eval_clips);
     return clips;
   }
 
   TrainContext& context_;
   const DecoderSpec* spec_ = nullptr;
   bool joint_ = true;
-  TrainedSet trained_;
+  TrainedSet trained_, trained_discriminator_;
+  std::optional<PatchDiscriminator> discriminator_;
   std::shared_ptr<ParameterSet> averaged_;
   FrozenAutoencoder base_;  // of scale 1, above it
   std::map<int64_t, UpsamplerNetwork> upsamplers_;

@@ -1,7 +1,6 @@
 // Stage 3a: the bidirectional transformer becomes causal. Every chunk has its own noise level and
 // sees noisy chunks before it (diffusion forcing) or clean ones (teacher forcing).
 #include <algorithm>
-#include <cmath>
 
 #include "ops/autograd/torch_tensor.h"
 #include "train/latent_bank.h"
@@ -111,8 +110,8 @@ class CausalObjective final : public Objective {
     for (int64_t i = 0; i < chunks; ++i) {
       const bool uniform = random.uniform() < flow.uniform_share;
       const double u = random.uniform();
-      const double normal = flow.logit_mean + flow.logit_std * random.normal();
-      const double sigma = shifted(uniform ? u : 1.0 / (1.0 + std::exp(-normal)), flow.shift);
+      const double drawn = logit_normal(flow, random);
+      const double sigma = shifted(uniform ? u : drawn, flow.shift);
       sigmas.insert(sigmas.end(), static_cast<size_t>(plan_.chunk_frames), sigma);
     }
     return sigmas;

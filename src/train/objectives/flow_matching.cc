@@ -2,7 +2,6 @@
 // x = (1 - s) z + s e, target e - z. Sigmas are logit-normal and shifted; a share of them is
 // uniform, so that every level is seen.
 #include <algorithm>
-#include <cmath>
 
 #include "ops/autograd/torch_tensor.h"
 #include "train/generator.h"
@@ -129,8 +128,8 @@ class FlowMatchingObjective final : public Objective {
     for (int64_t i = 0; i < count; ++i) {
       const bool uniform = random.uniform() < flow.uniform_share;
       const double u = random.uniform();
-      const double normal = flow.logit_mean + flow.logit_std * random.normal();
-      sigmas.push_back(shifted(uniform ? u : 1.0 / (1.0 + std::exp(-normal)), flow.shift));
+      const double drawn = logit_normal(flow, random);
+      sigmas.push_back(shifted(uniform ? u : drawn, flow.shift));
     }
     return sigmas;
   }

@@ -1,9 +1,11 @@
 // Cascaded streaming preference optimisation: ultra-flash-training section 5. The frozen generator
 // and upsampler stream, under dynamic cache management that is drawn anew; the one-step sparse
 // student refines group after group with its own keys and values, and learns in the last one to
-// make what a stronger network makes of the same latents, beside its own result: a DPO loss against
-// what it was when the stage began, with distribution matching, the distance to its old result and
-// a learned reward as anchors.
+// make what a stronger network makes of the same latents, rather than what it made itself when the
+// stage began: a DPO loss, with distribution matching, the distance to its old result and a learned
+// reward as anchors. The worse result is that of the copy that is the reference, in a stream of its
+// own: the specification renews pairs every thousand steps, more than this stage has. (The result
+// of the moment would put -beta |x - old|^2 into the sigmoid, which punishes every change.)
 //
 // The better result comes from the dense network of stage `sr`, several steps with guidance. A pair
 // counts only where the held-out judge prefers it and where it is no further from the small
@@ -245,30 +247,29 @@ class PreferenceObjective final : public Objective {
                    .sample_guided(context_, noise, y, group.embeddings, no_text, c.teacher_steps,
                                   c.teacher_shift, c.guidance);
     }
-    const at::Tensor worse = x.detach();
     at::Tensor loss, kept;
     if (data_->has_pictures()) {
       const RefinerData::Size& size = data_->of_step(step);
       const DecodedPair pictures =
           decode_pair(context_, size.autoencoders.large, x, better, context_.config.batch,
                       c.picture_frames, step, kPictureDraw);
-      kept = chosen(group, size, pictures, meter);
+      kept = chosen(group, size, pictures, old, meter);
       if (reward_) loss = reward_->loss(pictures.last_made(), pictures.last_truth(), meter);
     } else {
       kept = at::ones({context_.config.batch}, context_.f32());
     }
     const bool at_start = StepRandom::shared(context_, step, kLevelDraw).uniform() < c.start_share;
     const PreferenceErrors errors =
-        at_start ? PreferenceErrors::at_start(x, old, better, worse)
-                 : errors_at_levels(step, stream, *reference_stream, y, better, worse);
+        at_start ? PreferenceErrors::at_start(x, old, better, old)
+                 : errors_at_levels(step, stream, *reference_stream, y, better, old);
     const at::Tensor count = kept.sum().clamp_min(1.0);
     const at::Tensor preference = (kept * preference_loss(errors, c.beta)).sum() / count;
     const at::Tensor anchor = (x - old).square().mean();
     at::Tensor total = preference + c.anchor * anchor;
     if (loss.defined()) total = total + loss;
     if (c.dmd > 0.0) {
-      const at::Tensor matching =
-          dmd_loss(x, scores_->of(step, group.scale, worse, y, group.embeddings, no_text, meter));
+      const at::Tensor matching = dmd_loss(
+          x, scores_->of(step, group.scale, x.detach(), y, group.embeddings, no_text, meter));
       total = total + c.dmd * matching;
       meter.add("matching", matching);
     }
@@ -279,7 +280,7 @@ class PreferenceObjective final : public Objective {
     meter.add("kept", 100.0 * kept.mean());
     meter.add("anchor", anchor);
     meter.add("gradient_norm", trained_.update(lr_factor));
-    return worse;
+    return x.detach();
   }
 
   // The general form, at levels in [0, 1] (Flow-DPO).
@@ -307,20 +308,6 @@ class PreferenceObjective final : public Objective {
     return errors;
   }
 
-  // Pictures of the small latents where `first` and `frames` of the last group are shown.
-  at::Tensor small_pictures(const RefinerData::Size& size, const at::Tensor& low, int64_t first,
-                            int64_t frames) const {
-    const at::NoGradGuard no_grad;
-    const TinyDecoder& decoder = size.autoencoders.small.decoder;
-    const int64_t lead = std::min<int64_t>(first, 1);
-    DecoderState state;
-    const at::Tensor z =
-        low.narrow(1, first - lead, lead + frames).to(to_torch(context_.compute)).contiguous();
-    const at::Tensor pictures = to_torch(decoder.run(context_.ops(), from_torch(z), state));
-    const int64_t shown = frames * decoder.config().frames_per_latent();
-    return pictures.narrow(1, pictures.size(1) - shown, shown).to(at::kFloat);
-  }
-
   // How far large pictures are from small ones: f32 [batch].
   at::Tensor inconsistency(const at::Tensor& pictures, const at::Tensor& small) const {
     return (resized(pictures, small.size(2), small.size(3), ResizeFilter::kArea) - small)
@@ -330,20 +317,27 @@ class PreferenceObjective final : public Objective {
 
   // f32 [batch], 1 for pairs that count.
   at::Tensor chosen(const Group& group, const RefinerData::Size& size, const DecodedPair& pictures,
-                    Meter& meter) const {
+                    const at::Tensor& old, Meter& meter) const {
     const at::NoGradGuard no_grad;
     const PreferenceConfig& c = context_.config.preference;
+    const at::Tensor worse = decode_window(context_, size.autoencoders.large.decoder, old,
+                                           pictures.first, pictures.frames, old.size(0));
     const at::Tensor small =
-        small_pictures(size, group.low_last(), pictures.first, pictures.frames);
+        decode_window(context_, size.autoencoders.small.decoder, group.low_last(), pictures.first,
+                      pictures.frames, old.size(0));
     const at::Tensor of_better = inconsistency(pictures.truth.clamp(0.0, 1.0), small);
-    const at::Tensor of_worse = inconsistency(pictures.made.clamp(0.0, 1.0), small);
+    const at::Tensor of_worse = inconsistency(worse.clamp(0.0, 1.0), small);
     meter.add("inconsistency_better", of_better.mean());
     meter.add("inconsistency", of_worse.mean());
     at::Tensor kept = of_better <= c.consistency * of_worse;
     if (judge_) {
-      const at::Tensor gap = judged(pictures.last_truth(), pictures.last_truth(), pictures.frames) -
-                             judged(pictures.last_made(), pictures.last_truth(), pictures.frames);
+      const at::Tensor guide = pictures.last_truth();
+      const auto score = [&](const at::Tensor& shown) {
+        return judged(pictures.last_of(shown), guide, pictures.frames);
+      };
+      const at::Tensor gap = score(pictures.truth) - score(worse);
       meter.add("judge_gap", gap.mean());
+      meter.add("judge", score(pictures.made).mean());
       kept = kept.logical_and(gap >= c.judge_margin);
     }
     return kept.to(at::kFloat);
@@ -463,7 +457,8 @@ class PreferenceObjective final : public Objective {
         StreamSums::Of& of = sums.of[i];
         if (judge_) of.judge += judged(last, guide, pictures.frames).mean().item<double>();
         of.inconsistency +=
-            inconsistency(shown, small_pictures(size, part(low), pictures.first, pictures.frames))
+            inconsistency(shown, decode_window(context_, size.autoencoders.small.decoder, part(low),
+                                               pictures.first, pictures.frames, count))
                 .mean()
                 .item<double>();
         const double sharpness =

@@ -81,7 +81,7 @@ class RewardObjective final : public Objective {
       auto size = std::make_unique<Size>();
       size->scale = scale;
       UF_ASSIGN(size->autoencoders, PairAutoencoders::open(context_, scale));
-      if (size->autoencoders.large.vae) {
+      if (size->autoencoders.large.vae_decodes) {
         return make_status(StatusCode::kUnsupported,
                            "the reward stage decodes with tiny decoders, not with the Wan VAE");
       }

@@ -6,6 +6,8 @@
 // compared by their values and by their differences to neighbours, with what the same decoder makes
 // of the true latents.
 #include <algorithm>
+#include <cmath>
+#include <optional>
 
 #include "ops/autograd/torch_tensor.h"
 #include "train/cascade.h"
@@ -18,7 +20,7 @@
 namespace ultraflash {
 namespace {
 
-enum : int64_t { kWindowDraw = 1, kPictureDraw = 2, kDamageDraw = 3 };
+enum : int64_t { kWindowDraw = 1, kPictureDraw = 2, kDamageDraw = 3, kGeneratedDraw = 4 };
 constexpr int64_t kSheetRows = 12;
 
 class UpsamplerObjective final : public Objective {
@@ -41,6 +43,10 @@ class UpsamplerObjective final : public Objective {
     trained_.name = "upsampler";
     trained_.parameters = upsampler_.parameters;
     trained_.begin(config.optimizer, &config.ema);
+    if (config.upsampler.generated_share > 0.0) {
+      UF_ASSIGN(text_, TextNetwork::open(context_, config.init.text_encoder, false));
+      UF_ASSIGN(generator_, GeneratorNetwork::open(context_, config.init.generator, false));
+    }
     UF_ASSIGN(clips_, TrainingClips::open(context_, /*unseen=*/false));
     UF_ASSIGN(CaptionTokenizer tokenizer, CaptionTokenizer::open(context_));
     tokenizer_ = std::make_unique<CaptionTokenizer>(std::move(tokenizer));
@@ -64,10 +70,7 @@ class UpsamplerObjective final : public Objective {
     const PairBatch batch = bank_->sample(step, config.batch, 0.0, window.range());
     const auto shown = [&](const at::Tensor& x) { return x.narrow(1, window.lead, window.frames); };
     const at::Tensor z = shown(batch.high);
-    const bool from_damaged =
-        batch.damaged.defined() && context_.progress >= c.degraded_after &&
-        StepRandom::shared(context_, step, kDamageDraw).uniform() < c.degraded_share;
-    const at::Tensor l = from_damaged ? batch.damaged : batch.low;
+    const at::Tensor l = input(step, batch);
     const at::Tensor u = upsampler_.run_window(context_, l, window.lead);
     const at::Tensor error = u - z;
     const at::Tensor distance = (error.square() + c.eps * c.eps).sqrt().mean();
@@ -99,13 +102,14 @@ class UpsamplerObjective final : public Objective {
   }
 
   Measures evaluate() override {
-    if (!prepare_report()) return {};
+    CascadeReport* report = report_of(context_, autoencoders_, scale_, report_);
+    if (report == nullptr) return {};
     const at::NoGradGuard no_grad;
     averaged_.parameters->assign(trained_.best());
-    const PairLatents& truth = report_->latents();
+    const PairLatents& truth = report->latents();
     const at::Tensor u = averaged_.run_window(context_, truth.low, 0);
-    report_->add("upsampled", u);
-    Measures measures = report_->measures();
+    report->add("upsampled", u);
+    Measures measures = report->measures();
     const auto add = [&](const char* name, const at::Tensor& value) {
       measures.emplace_back(fmt::format("{}_{}x", name, scale_), value.item<double>());
     };
@@ -119,8 +123,9 @@ class UpsamplerObjective final : public Objective {
   }
 
   std::optional<RgbImage> sheet() override {
-    if (!prepare_report()) return std::nullopt;
-    return report_->sheet(kSheetRows);
+    CascadeReport* report = report_of(context_, autoencoders_, scale_, report_);
+    if (report == nullptr) return std::nullopt;
+    return report->sheet(kSheetRows);
   }
 
   Result<std::vector<std::filesystem::path>> publish(const std::filesystem::path& out) override {
@@ -129,24 +134,36 @@ class UpsamplerObjective final : public Objective {
   }
 
  private:
+  // Small latents of a step: clean, damaged, or as the generator would have drawn them.
+  [[nodiscard]] at::Tensor input(int64_t step, const PairBatch& batch) const {
+    const UpsamplerConfig& c = context_.config.upsampler;
+    const double u = StepRandom::shared(context_, step, kDamageDraw).uniform();
+    if (context_.progress < c.degraded_after) return batch.low;
+    if (u < c.degraded_share) return batch.damaged.defined() ? batch.damaged : batch.low;
+    if (u >= c.degraded_share + c.generated_share) return batch.low;
+    const at::NoGradGuard no_grad;
+    const SuperResolutionConfig& sr = context_.config.sr;
+    StepRandom random(context_, step, kGeneratedDraw);
+    std::vector<double> sigmas;
+    for (int64_t i = 0; i < batch.low.size(0); ++i) {
+      sigmas.push_back(std::lerp(sr.guided_low, sr.guided_high, random.uniform()));
+    }
+    context_.seed_step(step, kGeneratedDraw);
+    const at::Tensor drawn =
+        renoised(context_, *generator_, batch.low, sigmas, text_.run(context_, batch.tokens));
+    return clips_->encoded() ? drawn : autoencoders_.small.round_trip(context_, drawn);
+  }
+
   // Means over scale x scale cells.
   [[nodiscard]] at::Tensor pooled(const at::Tensor& x) const {
     return resized(x, x.size(2) / scale_, x.size(3) / scale_, ResizeFilter::kArea);
   }
 
-  bool prepare_report() {
-    if (context_.config.cascade.eval_clips == 0) return false;
-    if (report_) return true;
-    Result<std::unique_ptr<CascadeReport>> report =
-        CascadeReport::open(context_, autoencoders_, scale_);
-    if (!report.ok()) throw Error(report.status());
-    report_ = *std::move(report);
-    return true;
-  }
-
   TrainContext& context_;
   int64_t scale_ = 2;
   PairAutoencoders autoencoders_;
+  TextNetwork text_;
+  std::optional<GeneratorNetwork> generator_;  // where a share of the input is drawn by it
   UpsamplerNetwork upsampler_, averaged_;
   TrainedSet trained_;
   std::unique_ptr<TrainingClips> clips_;
