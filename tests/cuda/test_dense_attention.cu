@@ -1,8 +1,7 @@
 // Dense attention: the Hopper kernel against the plain one on the same bf16 numbers, guard zones
 // around its result, the same bits twice; the same of attention in e4m3 against f64 on its own e4m3
-// numbers. With --bench also their speed beside cuDNN's at the shapes of the cascade; with --profile
-// that alone, at one shape. Exit status
-// 77 without a Hopper GPU.
+// numbers. With --bench also their speed beside cuDNN's at the shapes of the cascade; with
+// --profile that alone, at one shape. Exit status 77 without a Hopper GPU.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
