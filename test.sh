@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Checks everything that this machine can check, after installing what that needs and is missing
-# (Debian packages): the form of the code, the directions of the includes, then four builds with
+# (Debian packages): the form of the code, the directions of the includes, then five builds with
 # their tests, which replay the fuzz corpora too. Warnings are errors in all of them.
 #
 #   cpu     gcc, release code, all libraries
 #   asan    clang, address and undefined behaviour sanitizers
 #   plain   gcc without oneDNN, FFmpeg, libpng and OpenCV: our own code alone
 #   train   as cpu with the trainer; tests what that adds. Fetches libtorch (700 MB) once
+#   cuda-check  as cpu with the CUDA executor for one architecture (sm_90a); tests what needs no GPU.
+#           Fetches the compiler (0.9 GB) once where there is no nvcc
 #
 #   ./test.sh           all of it
 #   ./test.sh --quick   only the first build
@@ -15,7 +17,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-builds=(cpu asan plain train)
+builds=(cpu asan plain train cuda-check)
 if [[ $# == 1 && $1 == --quick ]]; then
   builds=(cpu)
 elif (($# > 0)); then
@@ -40,8 +42,14 @@ check() {
   fi
 }
 
-# Of the preset `train` only what `cpu` does not have.
-selection() { if [[ $1 == train ]]; then echo '^test_(autograd|train)'; else echo .; fi; }
+# Of the presets `train` and `cuda-check` only what `cpu` does not have.
+selection() {
+  case $1 in
+    train) echo '^test_(autograd|train)' ;;
+    cuda-check) echo '^test_(cuda_errors|block_sparse|dense_attention)' ;;
+    *) echo . ;;
+  esac
+}
 
 # run_tests PRESET: the results go to build/PRESET/results; failures are counted from there.
 run_tests() {
@@ -57,6 +65,7 @@ run_tests() {
 headline "packages"
 groups=(test)
 if [[ " ${builds[*]} " == *" train "* ]]; then groups+=(train); fi
+if [[ " ${builds[*]} " == *" cuda-check "* ]]; then groups+=(cuda); fi
 "$root/tools/setup.sh" "${groups[@]}"
 
 check "include rules" "$root/tools/check_includes.py" --self-test

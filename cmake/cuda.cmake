@@ -1,10 +1,12 @@
 # The CUDA executor and the GPU code of training (UF_CUDA). cudart is linked statically; cuBLASLt and
 # cuDNN are opened at run time, so one program runs with and without them.
 if(UF_CUDA)
-  find_program(CMAKE_CUDA_COMPILER nvcc HINTS /usr/local/cuda/bin)
+  # tools/setup.sh cuda puts one into build/ where there is none.
+  find_program(CMAKE_CUDA_COMPILER nvcc
+               HINTS /usr/local/cuda/bin ${PROJECT_SOURCE_DIR}/build/cuda-toolkit/nvidia/cu13/bin)
   if(NOT CMAKE_CUDA_COMPILER)
-    message(FATAL_ERROR "UF_CUDA=ON, but nvcc was not found; install the CUDA 13 toolkit or set "
-            "CMAKE_CUDA_COMPILER")
+    message(FATAL_ERROR "UF_CUDA=ON, but nvcc was not found; install the CUDA 13 toolkit, run "
+            "tools/setup.sh cuda or set CMAKE_CUDA_COMPILER")
   endif()
   string(REPLACE "," ";" CMAKE_CUDA_ARCHITECTURES "${UF_CUDA_ARCHITECTURES}")
   if(UF_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)

@@ -5,7 +5,8 @@
 #   tools/gpu_check.sh BIN REPORT_FOLDER [--quick]
 #
 # BIN is the folder of the programs (build/cuda-portable/bin), REPORT_FOLDER gets gpu_check.json,
-# gpu_check.md and the logs. --quick leaves out the sanitizers and the 2K benchmark. Where the CUDA
+# gpu_check.md and the logs. --quick leaves out the sanitizers, the endless streams and the 2K
+# benchmark. What this machine or build lacks is reported as skipped. Where the CUDA
 # libraries are those of Python packages, their folders are found and put into LD_LIBRARY_PATH.
 # UF_GOLDEN_DIR may name a folder with more goldens. Exits with 1 when a check failed.
 set -uo pipefail
@@ -42,6 +43,18 @@ check() {
   printf '%-34s %s (%d s)\n' "$name" "$result" $((SECONDS - begin))
 }
 
+# skip NAME WHY: what could not be checked here.
+skip() {
+  rows+=("$1|skipped: $2|0")
+  printf '%-34s skipped: %s\n' "$1" "$2"
+}
+# program NAME SECONDS PROGRAM ARGUMENTS...: a check by a program that a build may lack.
+program() {
+  local name=$1 limit=$2 file=$bin/$3
+  shift 3
+  if [[ -x $file ]]; then check "$name" "$limit" "$file" "$@"; else skip "$name" "not built"; fi
+}
+
 device=$("$bin/ultraflash" doctor 2>/dev/null | sed -n 's/^ *yes cuda:0: //p')
 if [[ -z $device ]]; then
   "$bin/ultraflash" doctor >&2
@@ -50,19 +63,17 @@ if [[ -z $device ]]; then
 fi
 echo "$device"
 
-check ops 600 "$bin/test_ops" '--gtest_filter=*cuda*' --gtest_brief=1
-if [[ -x $bin/test_block_sparse ]]; then
-  check block_sparse 600 "$bin/test_block_sparse"
-fi
-if [[ -x $bin/test_dense_attention ]]; then
-  check dense_attention 600 "$bin/test_dense_attention" --bench
-fi
-if [[ -x $bin/test_rows ]]; then
-  check rows 600 "$bin/test_rows" --bench
-fi
-if [[ -x $bin/full_size_check ]]; then
-  check full_size_1k 900 "$bin/full_size_check"
-  $quick || check full_size_2k 900 "$bin/full_size_check" 2k
+program ops 600 test_ops '--gtest_filter=*cuda*' --gtest_brief=1
+program errors 60 test_cuda_errors --gtest_brief=1
+program block_sparse 600 test_block_sparse
+program dense_attention 600 test_dense_attention --bench
+program rows 600 test_rows --bench
+program conv 600 test_conv --bench
+program cascade 600 cascade_check
+program full_size_1k 900 full_size_check
+if ! $quick; then
+  program cascade_1k 600 cascade_check --full
+  program full_size_2k 900 full_size_check 2k
 fi
 goldens=("$root"/tests/golden/*.safetensors)
 if [[ -n ${UF_GOLDEN_DIR:-} ]]; then goldens+=("$UF_GOLDEN_DIR"/*.safetensors); fi
@@ -80,25 +91,32 @@ bench() {
 }
 clips=10
 $quick && clips=3
-bench 1k_bf16 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips $clips
-bench 1k_fp8 --recipe ultra-flash-1k --random-weights --dtype fp8 --clips $clips
+bench 1k_bf16 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips $clips --operations \
+  --trace "$report/trace_1k_bf16.json"
+bench 1k_fp8 --recipe ultra-flash-1k --random-weights --dtype fp8 --clips $clips --operations
 bench 1k_fp8_attention --recipe ultra-flash-1k --random-weights --dtype fp8 --attention fp8 \
-  --clips $clips
+  --clips $clips --operations
 if ! $quick; then
-  bench 2k_bf16 --recipe ultra-flash-2k --random-weights --dtype bf16 --clips $clips
-  bench 2k_fp8 --recipe ultra-flash-2k --random-weights --dtype fp8 --clips $clips
+  bench 2k_bf16 --recipe ultra-flash-2k --random-weights --dtype bf16 --clips $clips --operations
+  bench 2k_fp8 --recipe ultra-flash-2k --random-weights --dtype fp8 --clips $clips --operations
   bench 2k_fp8_attention --recipe ultra-flash-2k --random-weights --dtype fp8 --attention fp8 \
-    --clips $clips
-  if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
-      check "$tool" 1800 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-        "$bin/test_ops" '--gtest_filter=*cuda_f32*:*cuda_bf16*' --gtest_brief=1
-      if [[ -x $bin/test_dense_attention ]]; then
-        check "${tool}_dense" 1800 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-          "$bin/test_dense_attention"
-      fi
+    --clips $clips --operations
+  bench endless_21 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips 1 --chunks 300 \
+    --window 21
+  bench endless_12_and_3 --recipe ultra-flash-1k --random-weights --dtype bf16 --clips 1 \
+    --chunks 300 --window 15 --sink 3
+  for tool in memcheck racecheck synccheck; do
+    if ! command -v compute-sanitizer >/dev/null; then
+      skip "$tool" "no compute-sanitizer"
+      continue
+    fi
+    sanitizer=(compute-sanitizer --tool "$tool" --error-exitcode 1)
+    check "$tool" 1800 "${sanitizer[@]}" "$bin/test_ops" \
+      '--gtest_filter=*cuda_f32*:*cuda_bf16*' --gtest_brief=1
+    for test in test_dense_attention test_block_sparse test_rows test_conv; do
+      [[ -x $bin/$test ]] && check "${tool}_${test#test_}" 1800 "${sanitizer[@]}" "$bin/$test"
     done
-  fi
+  done
 fi
 
 {
@@ -120,7 +138,15 @@ fi
       "$seconds"
     separator=', '
   done
-  printf ']}\n'
+  printf '], "bench": {'
+  separator=
+  for file in "$report"/bench_*.json; do
+    [[ -s $file ]] || continue
+    name=${file##*/bench_}
+    printf '%s"%s": %s' "$separator" "${name%.json}" "$(cat "$file")"
+    separator=', '
+  done
+  printf '}}\n'
 } >"$report/gpu_check.json"
 echo "report: $report/gpu_check.md"
 ((failed == 0))

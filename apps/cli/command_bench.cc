@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "bench_trace.h"
 #include "common.h"
 #include "media/frame_sink.h"
 #include "options.h"
@@ -37,9 +38,16 @@ struct BenchSettings {
   int64_t clips = 5;
   int64_t chunks = 7;  // 21 latent frames, as the published clips
   bool no_encode = false;
+  bool operations = false;
+  std::string trace_file;
   std::string json_file;
   bool json = false;
 };
+
+constexpr size_t kPrintedOperations = 40;  // the JSON has all of them
+constexpr int64_t kMostWarmUpChunks = 8;
+// A chunk has thousands of operations.
+constexpr int64_t kMostTracedChunks = 32;
 
 double seconds_between(Clock::time_point a, Clock::time_point b) {
   return std::chrono::duration<double>(b - a).count();
@@ -102,9 +110,11 @@ Result<ClipTimes> run_clip(Session& session, Clock::time_point begin, FrameSink*
 struct Measured {
   EngineInfo info;
   double load_seconds = 0.0;
-  double cold_first = 0.0;
+  double start_seconds = 0.0;  // memory of a session and its warm-up
+  double cold_first = 0.0;     // that included
   std::vector<ClipTimes> clips;
   std::optional<ClipTimes> encoded;
+  std::vector<TraceEvent> trace;  // of one clip more, when asked for
   std::string encoder;
   SessionStats stats;  // of the last clip
   int64_t arena_requests_after_warm_up = 0;
@@ -115,6 +125,7 @@ Result<Measured> measure(const BenchSettings& settings, const Recipe& recipe,
   Measured m;
   UF_ASSIGN(EngineOptions engine_options, settings.engine.engine_options());
   engine_options.log = stderr_logger();
+  engine_options.warm_up = true;
   const Clock::time_point begin = Clock::now();
   UF_ASSIGN(const Engine engine, Engine::load(recipe, engine_options));
   m.load_seconds = seconds_between(begin, Clock::now());
@@ -127,7 +138,10 @@ Result<Measured> measure(const BenchSettings& settings, const Recipe& recipe,
   const auto total = static_cast<double>(settings.clips + (settings.no_encode ? 1 : 2));
   progress.update(0.0, "warm-up clip");
   Clock::time_point start = Clock::now();
-  UF_ASSIGN(Session session, engine.start(options));
+  SessionOptions first = options;
+  first.chunks = std::min<int64_t>(settings.chunks, kMostWarmUpChunks);
+  UF_ASSIGN(Session session, engine.start(first));
+  m.start_seconds = seconds_between(start, Clock::now());
   UF_ASSIGN(const ClipTimes cold, run_clip(session, start, nullptr));
   m.cold_first = cold.first;
   const int64_t requests = session.stats().arena_requests;
@@ -142,6 +156,15 @@ Result<Measured> measure(const BenchSettings& settings, const Recipe& recipe,
   }
   m.stats = session.stats();
   m.arena_requests_after_warm_up = m.stats.arena_requests - requests;
+  if (settings.operations || !settings.trace_file.empty()) {
+    SessionOptions traced = options;
+    traced.trace = true;
+    traced.chunks = std::min<int64_t>(settings.chunks, kMostTracedChunks);
+    start = Clock::now();
+    UF_TRY(session.restart(traced));
+    UF_TRY(run_clip(session, start, nullptr).status());
+    m.trace = session.take_trace();
+  }
   if (settings.no_encode || available_video_encoders().empty()) return m;
 
   progress.update((total - 1.0) / total, "clip with encoding");
@@ -186,6 +209,7 @@ nlohmann::ordered_json to_json(const BenchSettings& settings, const Measured& m)
   json["height"] = m.info.height;
   json["random_weights"] = m.info.random_weights;
   json["load_seconds"] = m.load_seconds;
+  json["start_seconds"] = m.start_seconds;
   json["first_frames_cold_seconds"] = m.cold_first;
   std::vector<double> firsts;
   std::vector<double> intervals;
@@ -199,11 +223,19 @@ nlohmann::ordered_json to_json(const BenchSettings& settings, const Measured& m)
   json["fps"] = {{"median", percentile(fps, 0.5)},
                  {"min", percentile(fps, 0.0)},
                  {"max", percentile(fps, 1.0)}};
+  // The published clips count what the decoder made, before the first pictures are trimmed.
+  json["frames_decoded_per_clip"] = m.stats.frames_decoded;
+  json["fps_decoded"] = percentile(fps, 0.5) * static_cast<double>(m.stats.frames_decoded) /
+                        static_cast<double>(std::max<int64_t>(m.clips.front().frames, 1));
   json["real_time_factor"] =
       static_cast<double>(m.info.frames_per_second) / std::max(percentile(fps, 0.5), 1e-9);
   json["delivery_interval_seconds"] = {{"p50", percentile(intervals, 0.5)},
                                        {"p95", percentile(intervals, 0.95)},
-                                       {"p99", percentile(intervals, 0.99)}};
+                                       {"p99", percentile(intervals, 0.99)},
+                                       {"count", intervals.size()}};
+  if (const double p50 = percentile(intervals, 0.5); p50 > 0.0) {
+    json["delivery_interval_p99_over_p50"] = percentile(intervals, 0.99) / p50;
+  }
   if (m.encoded) {
     json["fps_with_encoding"] = static_cast<double>(m.encoded->frames) / m.encoded->total;
     json["encoder"] = m.encoder;
@@ -223,7 +255,12 @@ nlohmann::ordered_json to_json(const BenchSettings& settings, const Measured& m)
                     {"arena_peak_bytes", m.stats.arena_peak_bytes},
                     {"arena_reserved_bytes", m.stats.arena_reserved_bytes},
                     {"peak_resident_bytes", peak_resident_bytes()},
+                    {"device_used_bytes", m.stats.device_used_bytes},
                     {"arena_requests_after_warm_up", m.arena_requests_after_warm_up}};
+  if (!m.trace.empty()) {
+    json["operations"] =
+        operations_json(m.trace, ceilings_of(m.info.device), m.info.dtype == "fp8");
+  }
   return json;
 }
 
@@ -238,6 +275,8 @@ void print(const nlohmann::ordered_json& json, const std::string& recipe) {
       json["fps"]["median"].get<double>(), json["settings"]["clips"].get<int64_t>(),
       json["frames_per_clip"].get<int64_t>(), json["fps"]["min"].get<double>(),
       json["fps"]["max"].get<double>());
+  fmt::print("  of decoded frames    {:8.2f}   ({} a clip)\n", number("fps_decoded"),
+             json["frames_decoded_per_clip"].get<int64_t>());
   if (json.contains("fps_with_encoding")) {
     fmt::print("  with encoding        {:8.2f}   ({})\n", number("fps_with_encoding"),
                json["encoder"].get<std::string>());
@@ -247,9 +286,9 @@ void print(const nlohmann::ordered_json& json, const std::string& recipe) {
              number("first_frames_warm_seconds"), number("first_frames_cold_seconds"),
              number("load_seconds"));
   const auto& interval = json["delivery_interval_seconds"];
-  fmt::print("  delivery interval    {:8.3f} s p50, {:.3f} s p95, {:.3f} s p99\n",
+  fmt::print("  delivery interval    {:8.3f} s p50, {:.3f} s p95, {:.3f} s p99 (of {})\n",
              interval["p50"].get<double>(), interval["p95"].get<double>(),
-             interval["p99"].get<double>());
+             interval["p99"].get<double>(), interval["count"].get<size_t>());
   fmt::print("  {:<12} {:>6} {:>12} {:>13}\n", "stage", "calls", "ms per call", "ms per frame");
   for (const auto& stage : json["stages"]) {
     fmt::print("  {:<12} {:>6} {:>12.2f} {:>13.3f}\n", stage["stage"].get<std::string>(),
@@ -258,12 +297,16 @@ void print(const nlohmann::ordered_json& json, const std::string& recipe) {
   }
   const auto& memory = json["memory"];
   fmt::print(
-      "  memory: weights {}, caches and activations {}, resident peak {}; {} requests to the "
-      "system after the warm-up\n",
+      "  memory: weights {}, caches and activations {} ({} held), {} of the device, resident peak "
+      "{}; "
+      "{} requests to the system after the warm-up\n",
       human_bytes(memory["weights_bytes"].get<uint64_t>()),
       human_bytes(memory["arena_peak_bytes"].get<uint64_t>()),
+      human_bytes(memory["arena_reserved_bytes"].get<uint64_t>()),
+      human_bytes(memory["device_used_bytes"].get<uint64_t>()),
       human_bytes(memory["peak_resident_bytes"].get<uint64_t>()),
       memory["arena_requests_after_warm_up"].get<int64_t>());
+  if (json.contains("operations")) print_operations(json["operations"], kPrintedOperations);
 }
 
 Status cannot_write(const std::string& path) {
@@ -294,6 +337,11 @@ int run_bench(CLI::App& app, const BenchSettings& settings) {
     file << dump_json(json, 2) << "\n";
     if (!file.flush()) return fail(cannot_write(settings.json_file));
   }
+  if (!settings.trace_file.empty()) {
+    if (const Status status = write_trace(settings.trace_file, measured->trace); !status.ok()) {
+      return fail(status);
+    }
+  }
   if (settings.json) {
     fmt::print("{}\n", dump_json(json, 2));
   } else {
@@ -315,6 +363,10 @@ void add_bench(CLI::App& app, Command& chosen) {
               "Chunks of a clip");
   command->add_flag("--no-encode", settings->no_encode,
                     "Leave out the clip that is encoded to MP4");
+  command->add_flag("--operations", settings->operations,
+                    "Trace one clip more and print time and rate of every operation");
+  add_text(*command, "--trace", settings->trace_file, "FILE",
+           "Write the traced clip in Chrome's trace format");
   add_text(*command, "--json-file", settings->json_file, "FILE",
            "Also write the result to this file, as JSON");
   command->add_flag("--json", settings->json, "Print JSON instead of a table");

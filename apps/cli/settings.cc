@@ -48,8 +48,14 @@ void EngineSettings::add_to(CLI::App& app) {
              "Self-attention: auto (in --dtype, bf16 beside fp8) or fp8");
   from_environment(add_integer(app, "--threads", threads, 0, 1024, "CPU threads; 0: all"),
                    "UF_THREADS");
-  add_bytes(app, "--memory-limit", memory_limit,
-            "Most memory for activations and caches, such as 8G", {"what the machine has"});
+  add_bytes(
+      app, "--memory-limit", memory_limit,
+      "Most memory, such as 8G: of a GPU for everything, of the host for activations and caches",
+      {"what the device has"});
+  add_choice(app, "--cuda-graphs", cuda_graphs, {"on", "off"},
+             "GPU: record steady work once and replay it");
+  add_choice(app, "--overlap", overlap, {"on", "off"},
+             "GPU: run the cascade of one group beside the generator of the next");
   add_integer(app, "--window", window, int64_t{0}, kMaxLatentFrames,
               "KV cache in latent frames, sink included; 0: the recipe's");
   add_integer(app, "--sink", sink, int64_t{-1}, kMaxLatentFrames,
@@ -66,6 +72,8 @@ Result<EngineOptions> EngineSettings::engine_options() const {
   options.random_weights_seed = weights_seed;
   options.scale = scale;
   options.threads = threads;
+  options.cuda_graphs = cuda_graphs == "on";
+  options.overlap = overlap == "on";
   options.window_frames = window;
   options.sink_frames = sink;
   UF_ASSIGN(options.memory_limit_bytes, parse_bytes(memory_limit));
@@ -83,6 +91,8 @@ void EngineSettings::write(nlohmann::ordered_json& json) const {
   json["attention"] = attention;
   json["threads"] = threads;
   json["memory_limit"] = memory_limit;
+  json["cuda_graphs"] = cuda_graphs;
+  json["overlap"] = overlap;
   json["window"] = window;
   json["sink"] = sink;
 }

@@ -25,6 +25,8 @@ struct EngineSettings {
   std::string attention = "auto";
   int threads = 0;
   std::string memory_limit;  // "8G", "500M"
+  std::string cuda_graphs = "on";
+  std::string overlap = "off";
   int64_t window = 0;
   int64_t sink = -1;
 

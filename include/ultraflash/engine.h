@@ -50,8 +50,17 @@ struct EngineOptions {
   bool no_text_encoder = false;
   /// CPU threads; 0: all.
   int threads = 0;
-  /// Bytes that one session's activations and caches may take; 0: no limit.
+  /// Bytes that may be taken: on the CPU by one session's activations and caches, on a GPU by
+  /// everything, weights and libraries included. A recipe that needs more is refused before
+  /// anything is allocated. 0: what the device has.
   uint64_t memory_limit_bytes = 0;
+  /// GPU: steady work is recorded once and replayed as CUDA graphs. Same pictures either way.
+  bool cuda_graphs = true;
+  /// GPU: the cascade of one group runs beside the generator of the next.
+  bool overlap = false;
+  /// GPU: start() runs everything that a stream may need once, so that its first chunk is as fast
+  /// as later ones.
+  bool warm_up = false;
   /// Replaces the recipe's KV cache: window in latent frames (sink included) and sink; 0: keep.
   int64_t window_frames = 0;
   int64_t sink_frames = -1;
@@ -120,6 +129,21 @@ struct SessionOptions {
   double condition_noise_scale = -1.0;
   /// Deliveries made ahead of the reader.
   int64_t prefetch = 2;
+  /// Times every stage and operation, for Session::take_trace. Costs a few per cent, and on a GPU
+  /// takes the place of CUDA graphs.
+  bool trace = false;
+};
+
+/// A stage or operation of a traced session.
+struct TraceEvent {
+  std::string name;      // "generator", "linear"
+  std::string stage;     // of an operation; empty for a stage
+  std::string shape;     // of an operation
+  bool on_host = false;  // the time in which the session's thread queued a stage
+  double begin = 0.0;    // seconds from the start of the stream
+  double seconds = 0.0;
+  double flops = 0.0;  // counted from the shapes
+  double bytes = 0.0;  // that must be read and written at least once
 };
 
 /// Consecutive pictures of a stream. The memory is shared and never changes.
@@ -158,14 +182,16 @@ struct SessionStats {
   };
   std::vector<Stage> stages;
   int64_t chunks = 0;
-  int64_t frames = 0;
+  int64_t frames = 0;          // delivered
+  int64_t frames_decoded = 0;  // those trimmed off the beginning included
   int64_t denoising_passes = 0;
   int64_t context_passes = 0;
   int64_t skipped_context_passes = 0;
   double first_frames_seconds = 0.0;  // from start() until the first delivery was ready
   uint64_t arena_peak_bytes = 0;      // activations and caches
   uint64_t arena_reserved_bytes = 0;
-  int64_t arena_requests = 0;  // how often memory was asked of the system
+  uint64_t device_used_bytes = 0;  // of the GPU, by every program on it; 0 on the CPU
+  int64_t arena_requests = 0;      // how often memory was asked of the system
 };
 
 /// One stream. Movable. set_prompt, drain, cancel and stats may be called from any thread at any
@@ -190,6 +216,8 @@ class Session {
   /// Begins a new stream in the same memory, whatever happened to the one before.
   Status restart(const SessionOptions& options);
   [[nodiscard]] SessionStats stats() const;
+  /// What SessionOptions::trace has gathered of deliveries since the last call.
+  [[nodiscard]] std::vector<TraceEvent> take_trace();
   /// Chunks that restart() planned; 0: endless.
   [[nodiscard]] int64_t planned_chunks() const;
   /// Pictures that will be delivered; 0: endless.

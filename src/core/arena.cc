@@ -106,6 +106,8 @@ class Arena::Pool {
   ~Pool();
   int32_t new_block();
   int32_t find_fit(size_t size) const;
+  [[nodiscard]] size_t within_limit(size_t wanted, size_t needed) const;
+  int32_t extend(size_t size);
   int32_t grow(size_t size);
   void release(Item* item) noexcept;
   void write_guards(std::byte* data, size_t size_bytes, size_t block_size) const;
@@ -174,16 +176,53 @@ int32_t Arena::Pool::find_fit(size_t size) const {
   return best;
 }
 
-int32_t Arena::Pool::grow(size_t size) {
-  const size_t slab_size = std::max(size, round_up(options_.slab_bytes, kGranule));
+size_t Arena::Pool::within_limit(size_t wanted, size_t needed) const {
   const size_t limit = options_.limit_bytes;
-  size_t wanted = slab_size;
-  if (limit != 0 && stats_.reserved_bytes + wanted > limit) wanted = size;  // the last exact fit
+  // The last request gets an exact fit.
+  if (limit != 0 && stats_.reserved_bytes + wanted > limit) wanted = needed;
   if (limit != 0 && stats_.reserved_bytes + wanted > limit) {
     throw_error(StatusCode::kOutOfMemory,
-                "{} bytes more are needed, {} are in use, and the memory limit is {} bytes", size,
+                "{} bytes more are needed, {} are in use, and the memory limit is {} bytes", needed,
                 stats_.reserved_bytes, limit);
   }
+  return wanted;
+}
+
+int32_t Arena::Pool::extend(size_t size) {
+  if (slabs_.empty()) return kNone;
+  Slab& slab = slabs_.back();
+  int32_t last = kNone;
+  for (size_t i = 0; i < blocks_.size() && last == kNone; ++i) {
+    if (blocks_[i].data != nullptr && blocks_[i].data + blocks_[i].size == slab.data + slab.size) {
+      last = static_cast<int32_t>(i);
+    }
+  }
+  const bool joins = blocks_[static_cast<size_t>(last)].free;
+  const size_t missing = size - (joins ? blocks_[static_cast<size_t>(last)].size : 0);
+  const size_t unit = source_->unit();
+  const size_t more = within_limit(round_up(missing, std::max(unit, options_.extension_bytes)),
+                                   round_up(missing, unit));
+  if (!source_->extend(slab.data, slab.size, more)) return kNone;
+  std::byte* end = slab.data + slab.size;
+  poison(source_->device(), end, more);
+  slab.size += more;
+  stats_.reserved_bytes += more;
+  ++stats_.slab_requests;
+  if (joins) {
+    blocks_[static_cast<size_t>(last)].size += more;
+    return last;
+  }
+  const int32_t index = new_block();
+  blocks_[static_cast<size_t>(index)] = {end, more, /*free=*/true, last, kNone};
+  blocks_[static_cast<size_t>(last)].next = index;
+  return index;
+}
+
+int32_t Arena::Pool::grow(size_t size) {
+  if (const int32_t extended = extend(size); extended != kNone) return extended;
+  const size_t unit = source_->unit();
+  const size_t wanted = within_limit(
+      std::max(round_up(size, unit), round_up(options_.slab_bytes, unit)), round_up(size, unit));
   std::byte* data = source_->allocate(wanted);
   poison(source_->device(), data, wanted);
   slabs_.push_back({data, wanted});

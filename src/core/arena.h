@@ -21,6 +21,13 @@ class MemorySource {
   virtual std::byte* allocate(size_t size_bytes) = 0;
   virtual void free(std::byte* data, size_t size_bytes) noexcept = 0;
   [[nodiscard]] virtual Device device() const = 0;
+  /// Sizes of slabs are multiples of this.
+  [[nodiscard]] virtual size_t unit() const { return 256; }
+  /// Makes a range of allocate() longer where it stands; false when this source cannot. Throws
+  /// Error(kOutOfMemory).
+  virtual bool extend(std::byte* /*data*/, size_t /*size_bytes*/, size_t /*more_bytes*/) {
+    return false;
+  }
   // For guard zones. As written they are for host memory; holds() sees every write that was queued
   // before it.
   virtual void fill(std::byte* data, size_t size_bytes, std::byte value);
@@ -37,6 +44,8 @@ class Arena {
     size_t limit_bytes = 0;
     /// Smallest slab asked from the source.
     size_t slab_bytes = size_t{8} << 20;
+    /// Least bytes by which a slab grows where it stands, for sources that can.
+    size_t extension_bytes = size_t{32} << 20;
     /// For tests: bytes of a known pattern before and after every tensor, checked
     /// when it is released (Stats::guard_violations). A multiple of 256.
     size_t guard_bytes = 0;

@@ -19,6 +19,12 @@ Loader Loader::with_compute(DType compute) const {
   return Loader(binder_, target);
 }
 
+Loader Loader::for_few_rows() const {
+  LoadTarget target = target_;
+  target.few_rows = true;
+  return Loader(binder_, target);
+}
+
 void Loader::prepare(Linear& linear) {
   if (target_.executor == nullptr) return;
   for (const Tensor& weight : linear.weights) {
@@ -27,9 +33,14 @@ void Loader::prepare(Linear& linear) {
   for (const Tensor& bias : linear.biases) {
     if (!bias.defined()) return;
   }
-  target_.executor->prepare(linear, {.compute = target_.compute, .streamed = target_.streamed});
-  // A streamed weight stays in its file.
-  if (!target_.streamed) count(linear.in_features * linear.out_features, target_.compute);
+  target_.executor->prepare(
+      linear,
+      {.compute = target_.compute, .streamed = target_.streamed, .few_rows = target_.few_rows});
+  if (target_.executor->device().type == DeviceType::kCuda) {
+    if (target_.weight_bytes != nullptr) *target_.weight_bytes += linear.prepared->size_bytes();
+  } else if (!target_.streamed) {  // which stays in its file
+    count(linear.in_features * linear.out_features, target_.compute);
+  }
 }
 
 void Loader::count(int64_t elements, DType dtype) const {

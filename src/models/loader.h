@@ -18,6 +18,7 @@ struct LoadTarget {
   Executor* executor = nullptr;
   DType compute = DType::kF32;  // type of the activations
   bool streamed = false;        // see PrepareOptions
+  bool few_rows = false;        // see PrepareOptions
   /// Adds up what the weights take in the executor's memory, when not null.
   uint64_t* weight_bytes = nullptr;
 };
@@ -31,6 +32,8 @@ class Loader {
   [[nodiscard]] Loader scoped(std::string_view prefix) const;
   /// As this one with another compute type (f32 islands of a bf16 network).
   [[nodiscard]] Loader with_compute(DType compute) const;
+  /// As this one for weights that meet few rows (PrepareOptions::few_rows).
+  [[nodiscard]] Loader for_few_rows() const;
   [[nodiscard]] Binder& binder() { return binder_; }
   [[nodiscard]] const LoadTarget& target() const { return target_; }
 

@@ -103,6 +103,11 @@ class MemoryNet {
   using Layer = std::variant<SoftClamp, Convolution, MemoryBlock, Upsample, PixelShuffle,
                              TemporalGrow, TemporalPool, Activate>;
 
+  // Layers [begin, end). `upsample` is what pixel repetition is still to be done.
+  Tensor run_layers(Executor& ops, size_t begin, size_t end, Tensor x, int64_t& upsample,
+                    MemoryState& state) const;
+  // The first of the layers at the end that treat every frame for itself.
+  [[nodiscard]] size_t tail() const;
   Tensor run_memory_block(Executor& ops, const MemoryBlock& block, Tensor x,
                           MemoryState& state) const;
   static Tensor run_temporal_pool(Executor& ops, const TemporalPool& pool, const Tensor& x,

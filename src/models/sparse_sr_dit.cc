@@ -54,24 +54,44 @@ SparseSrDit SparseSrDit::bind(Loader loader, const SparseSrDitConfig& config) {
 }
 
 SparseSrState SparseSrDit::make_state(Executor& ops, int64_t batch, int64_t height, int64_t width,
-                                      int64_t group_frames, int64_t kv_len) const {
+                                      int64_t group_frames, int64_t kv_len, bool one_ring) const {
   SparseSrState state;
   state.frame = {1, height, width};
   const WindowGrid grid = windows({group_frames, height, width});
-  state.capacity_blocks = grid.temporal_blocks() + kv_len;
-  const int64_t blocks = state.capacity_blocks * grid.spatial_blocks();
+  state.kv_len = std::max<int64_t>(kv_len, 1);
+  state.group_blocks = grid.temporal_blocks();
+  const auto layers = static_cast<size_t>(config_.transformer.num_layers);
+  state.places.resize(layers);
+  state.caches.resize(one_ring ? 1 : layers);
+  const int64_t blocks = state.capacity_blocks() * grid.spatial_blocks();
   const int64_t dim = config_.transformer.dim;
   const DType dtype = transformer_.compute();
-  for (int64_t i = 0; i < config_.transformer.num_layers; ++i) {
-    state.layers.push_back({ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
-                            ops.empty(dtype, {batch, blocks, config_.window.tokens(), dim}),
-                            ops.empty(dtype, {batch, blocks, dim})});
+  for (WindowCache& cache : state.caches) {
+    cache =
+        ops.window_cache(dtype, batch, blocks, config_.window, dim, config_.transformer.num_heads);
   }
   return state;
 }
 
-Tensor SparseSrDit::run(Executor& ops, const Tensor& noise, const Tensor& condition,
-                        SparseSrState& state, const SparseSrPass& pass) const {
+void SparseSrDit::begin(Executor& ops, int64_t frames, SparseSrState& state) const {
+  const int64_t blocks = windows({frames, state.frame.height, state.frame.width}).temporal_blocks();
+  UF_CHECK(state.cached_blocks + blocks <= state.kv_len + state.group_blocks,
+           "{} cached and {} new temporal blocks in a cache for {} and {}", state.cached_blocks,
+           blocks, state.kv_len, state.group_blocks);
+  const int64_t capacity = state.capacity_blocks();
+  int64_t slot = state.first_slot;
+  for (GroupPlace& place : state.places) {
+    place.first_frame = state.frames_seen;
+    place.first_slot = slot;
+    place.cached_blocks = state.cached_blocks;
+    place.capacity_blocks = capacity;
+    ops.update_place(place);
+    if (state.one_ring()) slot = (slot + capacity - state.kv_len) % capacity;
+  }
+}
+
+Tensor SparseSrDit::forward(Executor& ops, const Tensor& noise, const Tensor& condition,
+                            SparseSrState& state, const SparseSrPass& pass) const {
   const WanDitConfig& transformer = config_.transformer;
   UF_CHECK(noise.rank() == 5 && condition.shape() == noise.shape() &&
                2 * noise.dim(4) == transformer.in_dim,
@@ -82,15 +102,6 @@ Tensor SparseSrDit::run(Executor& ops, const Tensor& noise, const Tensor& condit
            "a group of {} x {} patches in a stream of {} x {}", grid.height, grid.width,
            state.frame.height, state.frame.width);
   const WindowGrid window_grid = windows(grid);
-  UF_CHECK(state.cached_blocks + window_grid.temporal_blocks() <= state.capacity_blocks,
-           "{} cached and {} new temporal blocks in a ring of {}", state.cached_blocks,
-           window_grid.temporal_blocks(), state.capacity_blocks);
-  GroupPlace place;
-  place.first_frame = state.frames_seen;
-  place.first_slot = state.first_slot;
-  place.cached_blocks = state.cached_blocks;
-  place.capacity_blocks = state.capacity_blocks;
-  ops.update_place(place);
   BlockSelection selection;
   selection.local_range = config_.local_range;
   selection.top_k = config_.top_k(window_grid, pass.ratio_factor);
@@ -100,12 +111,14 @@ Tensor SparseSrDit::run(Executor& ops, const Tensor& noise, const Tensor& condit
   const Tensor patches = ops.patchify(noise, condition, transformer_.compute());
   const Tensor head = transformer_.run(
       ops, patches, *pass.time, *pass.text,
-      [&](int64_t layer, const WanAttention& weights, const Tensor& qkv) -> Tensor {
+      [&](int64_t layer, const WanAttention& weights, Tensor qkv) -> Tensor {
         const auto index = static_cast<size_t>(layer);
-        WindowCache& cache = state.layers[index];
+        const GroupPlace& place = state.places[index];
+        WindowCache& cache = state.caches[state.one_ring() ? 0 : index];
         const WindowedQueries queries =
             ops.qkv_to_windows(qkv, weights.norm_q, weights.norm_k, transformer.eps, window_grid,
                                transformer.num_heads, place, cache);
+        qkv = Tensor();
         const BlockMask mask = pass.injected_masks != nullptr
                                    ? ops.block_mask_from((*pass.injected_masks)[index])
                                    : ops.select_blocks(queries, cache, window_grid,
@@ -115,13 +128,26 @@ Tensor SparseSrDit::run(Executor& ops, const Tensor& noise, const Tensor& condit
                                           place);
       },
       pass.probe);
-
-  const int64_t visible = state.cached_blocks + window_grid.temporal_blocks();
-  const int64_t kept = std::min(visible, std::max<int64_t>(pass.kv_len, 1));
-  state.first_slot = (state.first_slot + visible - kept) % state.capacity_blocks;
-  state.cached_blocks = kept;
-  state.frames_seen += grid.frames;
   return ops.unpatchify(head, grid, noise.dtype());
+}
+
+void SparseSrDit::commit(int64_t frames, int64_t kv_len, SparseSrState& state) const {
+  const int64_t visible =
+      state.cached_blocks +
+      windows({frames, state.frame.height, state.frame.width}).temporal_blocks();
+  // More would reach into the blocks of the next layer.
+  const int64_t kept = std::min({visible, std::max<int64_t>(kv_len, 1), state.kv_len});
+  state.first_slot = (state.first_slot + visible - kept) % state.capacity_blocks();
+  state.cached_blocks = kept;
+  state.frames_seen += frames;
+}
+
+Tensor SparseSrDit::run(Executor& ops, const Tensor& noise, const Tensor& condition,
+                        SparseSrState& state, const SparseSrPass& pass) const {
+  begin(ops, noise.dim(1), state);
+  Tensor flow = forward(ops, noise, condition, state, pass);
+  commit(noise.dim(1), pass.kv_len, state);
+  return flow;
 }
 
 }  // namespace ultraflash

@@ -40,15 +40,27 @@ struct SparseSrDitConfig {
   [[nodiscard]] int64_t top_k(const WindowGrid& grid, double factor = 1.0) const;
 };
 
-/// Window caches of all layers and how far the stream is.
+/// The window cache of all layers and how far the stream is.
+///
+/// On request one ring serves every layer. Layer i keeps its cached temporal blocks `kv_len` slots
+/// below those of layer i - 1 and writes the new ones right after them: into slots that layer i -
+/// 1, which is done by then, has just let go of. So the ring needs room for one group beside what
+/// is kept, not for one group a layer, and nothing is ever copied.
 struct SparseSrState {
-  std::vector<WindowCache> layers;
-  TokenGrid frame;              // one latent frame
-  int64_t capacity_blocks = 0;  // ring size in temporal blocks
-  int64_t cached_blocks = 0;    // visible blocks of earlier groups
-  int64_t first_slot = 0;       // slot of the oldest of them
-  int64_t frames_seen = 0;      // latent frames super-resolved, the rotary offset
+  std::vector<WindowCache> caches;  // one a layer, or the one ring
+  std::vector<GroupPlace> places;   // of the group that begin() saw last, one a layer
+  TokenGrid frame;                  // one latent frame
+  int64_t kv_len = 0;               // most cached temporal blocks of a layer
+  int64_t group_blocks = 0;         // most temporal blocks of a group
+  int64_t cached_blocks = 0;        // visible blocks of earlier groups
+  int64_t first_slot = 0;           // slot of the oldest of them in layer 0
+  int64_t frames_seen = 0;          // latent frames super-resolved, the rotary offset
 
+  [[nodiscard]] bool one_ring() const { return caches.size() < places.size(); }
+  /// Slots of a cache.
+  [[nodiscard]] int64_t capacity_blocks() const {
+    return (one_ring() ? static_cast<int64_t>(places.size()) : 1) * kv_len + group_blocks;
+  }
   /// A new stream; the memory stays.
   void reset();
 };
@@ -74,14 +86,24 @@ class SparseSrDit {
   [[nodiscard]] WindowGrid windows(const TokenGrid& grid) const { return {grid, config_.window}; }
 
   /// Cache memory for groups of at most `group_frames` latent frames with patch grid
-  /// height x width, and at most `kv_len` cached temporal blocks.
+  /// height x width, and at most `kv_len` cached temporal blocks. One ring for all layers takes
+  /// least; an executor that differentiates, and so copies what it writes into, wants a cache a
+  /// layer.
   [[nodiscard]] SparseSrState make_state(Executor& ops, int64_t batch, int64_t height,
-                                         int64_t width, int64_t group_frames, int64_t kv_len) const;
+                                         int64_t width, int64_t group_frames, int64_t kv_len,
+                                         bool one_ring = true) const;
 
   /// One group: noise and condition [batch, f, h, w, 16] each -> flow prediction of that shape and
-  /// dtype. Advances the state.
+  /// dtype. Advances the state: begin(), forward() and commit() in one.
   Tensor run(Executor& ops, const Tensor& noise, const Tensor& condition, SparseSrState& state,
              const SparseSrPass& pass) const;
+
+  /// The three parts of run(). What forward() queues depends on the shapes and on
+  /// state.cached_blocks alone, so that it can be recorded and repeated (Executor::repeat).
+  void begin(Executor& ops, int64_t frames, SparseSrState& state) const;
+  Tensor forward(Executor& ops, const Tensor& noise, const Tensor& condition, SparseSrState& state,
+                 const SparseSrPass& pass) const;
+  void commit(int64_t frames, int64_t kv_len, SparseSrState& state) const;
 
  private:
   SparseSrDitConfig config_;

@@ -67,8 +67,9 @@ Result<Umt5Config> Umt5Config::detect(const Checkpoint& checkpoint) {
   return config;
 }
 
-Umt5Encoder Umt5Encoder::bind(Loader loader, const Umt5Config& config) {
+Umt5Encoder Umt5Encoder::bind(Loader all, const Umt5Config& config) {
   Umt5Encoder network;
+  Loader loader = all.for_few_rows();
   network.config_ = config;
   network.compute_ = loader.target().compute;
   const int64_t dim = config.dim;
@@ -81,8 +82,11 @@ Umt5Encoder Umt5Encoder::bind(Loader loader, const Umt5Config& config) {
     block.norm1 = in_block.vector("norm1.weight", {dim}, ParameterInit::ones());
     // T5 does not scale its scores; random weights take the scale into q.
     const float q_gain = 1.0F / std::sqrt(static_cast<float>(config.dim_attn / config.num_heads));
-    block.qkv = in_block.fused_linear({"attn.q", "attn.k", "attn.v"}, dim, config.dim_attn, false,
-                                      {q_gain, 1.0F, 1.0F});
+    // In f32: without a scale the scores are large, and rounding q and k to bf16 alone would move
+    // the probabilities by 3 %.
+    block.qkv = in_block.with_compute(DType::kF32)
+                    .fused_linear({"attn.q", "attn.k", "attn.v"}, dim, config.dim_attn, false,
+                                  {q_gain, 1.0F, 1.0F});
     block.o = in_block.linear("attn.o", config.dim_attn, dim, false, branch);
     block.norm2 = in_block.vector("norm2.weight", {dim}, ParameterInit::ones());
     block.gate = in_block.linear("ffn.gate.0", dim, config.dim_ffn, false);
@@ -155,7 +159,9 @@ Tensor Umt5Encoder::run(Executor& ops, const Tensor& all_ids, const Tensor& leng
   attention.key_lengths = lengths;
   const Tensor elements = bias_elements(length);
   const Shape one_by_one{config_.num_buckets * config_.num_heads, 1};
-  Tensor x = ops.embedding(ids, token_embedding_, compute_);  // [batch, length, dim]
+  // The residual stream stays in f32: T5's grows to hundreds, where a sum in bf16 would lose what
+  // the later layers add.
+  Tensor x = ops.embedding(ids, token_embedding_, DType::kF32);  // [batch, length, dim]
   for (const Block& block : blocks_) {
     Tensor y = ops.linear(ops.rms_norm(x, block.norm1, config_.eps), block.qkv);
     attention.relative_bias =
@@ -163,13 +169,14 @@ Tensor Umt5Encoder::run(Executor& ops, const Tensor& all_ids, const Tensor& leng
             .reshape({config_.num_heads, 2 * length - 1});
     y = ops.attention(y.slice(2, 0, width), y.slice(2, width, 2 * width),
                       y.slice(2, 2 * width, 3 * width), config_.num_heads, attention);
-    x = ops.gated_residual(std::move(x), ops.linear(y, block.o), {});
-    const Tensor n = ops.rms_norm(x, block.norm2, config_.eps);
+    y = ops.linear(ops.cast(y, compute_), block.o);
+    x = ops.gated_residual(std::move(x), ops.cast(y, DType::kF32), {});
+    const Tensor n = ops.cast(ops.rms_norm(x, block.norm2, config_.eps), compute_);
     y = ops.multiply(ops.linear(n, block.fc1),
                      ops.linear(n, block.gate, Activation::kGeluTanh));  // [batch, length, dim_ffn]
-    x = ops.gated_residual(std::move(x), ops.linear(y, block.fc2), {});
+    x = ops.gated_residual(std::move(x), ops.cast(ops.linear(y, block.fc2), DType::kF32), {});
   }
-  x = ops.rms_norm(x, norm_, config_.eps);
+  x = ops.cast(ops.rms_norm(x, norm_, config_.eps), compute_);
   if (!zero_padding) return x;
   x = ops.mask_rows(std::move(x), lengths);
   if (!shortened) return x;

@@ -84,10 +84,11 @@ WanDit WanDit::bind(Loader loader, const WanDitConfig& config, DType time_comput
   network.compute_ = loader.target().compute;
   network.time_compute_ = time_compute;
   const int64_t dim = config.dim;
-  Loader time_loader = loader.with_compute(time_compute);
+  Loader time_loader = loader.with_compute(time_compute).for_few_rows();
+  Loader text_loader = loader.for_few_rows();
   network.patch_embedding_ = loader.patch_embedding("patch_embedding", config.in_dim, dim);
-  network.text_embedding_0_ = loader.linear("text_embedding.0", config.text_dim, dim, true);
-  network.text_embedding_2_ = loader.linear("text_embedding.2", dim, dim, true);
+  network.text_embedding_0_ = text_loader.linear("text_embedding.0", config.text_dim, dim, true);
+  network.text_embedding_2_ = text_loader.linear("text_embedding.2", dim, dim, true);
   network.time_embedding_0_ = time_loader.linear("time_embedding.0", config.freq_dim, dim, true);
   network.time_embedding_2_ = time_loader.linear("time_embedding.2", dim, dim, true);
   network.time_projection_1_ = time_loader.linear("time_projection.1", dim, 6 * dim, true, 0.5F);
@@ -111,7 +112,8 @@ WanDit WanDit::bind(Loader loader, const WanDitConfig& config, DType time_comput
     block.norm3_weight = in_block.vector("norm3.weight", {dim}, ParameterInit::ones());
     block.norm3_bias = in_block.vector("norm3.bias", {dim}, ParameterInit::zeros());
     block.cross_attn.qkv = in_block.linear("cross_attn.q", dim, dim, true);
-    block.cross_attn.kv = in_block.fused_linear({"cross_attn.k", "cross_attn.v"}, dim, dim, true);
+    block.cross_attn.kv =
+        in_block.for_few_rows().fused_linear({"cross_attn.k", "cross_attn.v"}, dim, dim, true);
     block.cross_attn.o = in_block.linear("cross_attn.o", dim, dim, true, branch);
     block.cross_attn.norm_q =
         in_block.vector("cross_attn.norm_q.weight", {dim}, ParameterInit::ones());
@@ -173,6 +175,18 @@ TextKv WanDit::text(Executor& ops, const Tensor& embeddings) const {
   return text;
 }
 
+void keep_text(Executor& ops, TextKv text, TextKv& kept) {
+  if (kept.layers.empty()) {
+    kept = std::move(text);
+    return;
+  }
+  UF_CHECK(kept.layers.size() == text.layers.size(), "texts of two networks");
+  for (size_t i = 0; i < text.layers.size(); ++i) {
+    ops.copy(kept.layers[i].first, text.layers[i].first);
+    ops.copy(kept.layers[i].second, text.layers[i].second);
+  }
+}
+
 Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& time,
                    const TextKv& text, SelfAttention attend, const ForwardProbe& probe) const {
   enum : int { kShift1, kScale1, kGate1, kShift2, kScale2, kGate2 };
@@ -191,8 +205,10 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
     const WanBlock& block = blocks_[i];
     RecomputeRegion region(ops);
     // Self-attention
+    Tensor qkv = ops.linear(n, block.self_attn.qkv);
+    n = Tensor();
     Tensor y = attend(static_cast<int64_t>(i), block.self_attn,
-                      ops.linear(n, block.self_attn.qkv));  // [batch, tokens, dim]
+                      std::move(qkv));  // [batch, tokens, dim]
     if (!y.defined()) return {};
     y = ops.linear(y, block.self_attn.o);
     ResidualNorm r = ops.residual_layer_norm(std::move(x), y, m[i].select(2, kGate1),
@@ -207,8 +223,7 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
                               m[i].select(2, kScale2), eps);
     report("cross_attn", i, r.x);
     // Feed-forward, then the norm of whatever comes next
-    y = ops.linear(r.normalized, block.ffn_0, Activation::kGeluTanh);  // [batch, tokens, ffn_dim]
-    y = ops.linear(y, block.ffn_2);
+    y = ops.feed_forward(r.normalized, block.ffn_0, Activation::kGeluTanh, block.ffn_2);
     const bool last = i + 1 == blocks_.size();
     const Tensor shift = last ? time.head_shift : m[i + 1].select(2, kShift1);
     const Tensor scale = last ? time.head_scale : m[i + 1].select(2, kScale1);
@@ -242,10 +257,11 @@ Tensor run_causal(Executor& ops, const WanDit& network, const Tensor& latent, Kv
   const Tensor patches = ops.patchify(latent, {}, network.compute());
   const Tensor head = network.run(
       ops, patches, *pass.time, *pass.text,
-      [&](int64_t layer, const WanAttention& weights, const Tensor& qkv) -> Tensor {
+      [&](int64_t layer, const WanAttention& weights, Tensor qkv) -> Tensor {
         KvCache& cache = state.layers[static_cast<size_t>(layer)];
         const Tensor q = ops.qkv_to_cache(qkv, weights.norm_q, weights.norm_k, config.eps, grid,
                                           config.num_heads, pass.place, cache);
+        qkv = Tensor();
         if (pass.cache_only && layer == last) return {};
         return ops.attention_cached(q, cache, config.num_heads, grid.tokens_per_frame(),
                                     pass.place);

@@ -69,6 +69,10 @@ struct TextKv {
   std::vector<std::pair<Tensor, Tensor>> layers;
 };
 
+/// Puts `text` where `kept` already is, so that recorded passes go on reading it; the first text is
+/// kept as it comes.
+void keep_text(Executor& ops, TextKv text, TextKv& kept);
+
 struct WanAttention {
   Linear qkv;  // self: q, k, v; cross: q alone
   Linear kv;   // cross only: k, v of the text
@@ -105,9 +109,9 @@ class WanDit {
   [[nodiscard]] TextKv text(Executor& ops, const Tensor& embeddings) const;
 
   /// Self-attention of one layer: from qkv [batch, tokens, 3 * dim] to [batch, tokens, dim].
-  /// An undefined result ends the pass there (only the cache was wanted).
-  using SelfAttention =
-      FunctionRef<Tensor(int64_t layer, const WanAttention& weights, const Tensor& qkv)>;
+  /// An undefined result ends the pass there (only the cache was wanted). The callee holds the only
+  /// handle of qkv, the widest tensor of the half block, and may let go of it.
+  using SelfAttention = FunctionRef<Tensor(int64_t layer, const WanAttention& weights, Tensor qkv)>;
   /// Patches [batch, tokens, in_dim * 4] -> head output [batch, tokens, out_dim * 4], or an
   /// undefined tensor when `attend` ended the pass.
   [[nodiscard]] Tensor run(Executor& ops, const Tensor& patches, const TimeModulation& time,

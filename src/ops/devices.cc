@@ -26,6 +26,8 @@ Result<std::unique_ptr<Executor>> make_cuda(const ExecutorOptions& options) {
   cuda.fp8_products = options.fp8_products;
   cuda.fp8_attention = options.fp8_attention;
   cuda.plain_kernels = options.cuda_plain;
+  cuda.graphs = options.cuda_graphs;
+  cuda.urgent = options.urgent;
   return cuda::make_cuda_executor(cuda);
 }
 

@@ -18,6 +18,8 @@ struct ExecutorOptions {
   std::string cpu_kernels;        // "", "generic", "avx2", "avx512", "avx512_bf16": for tests
   bool use_onednn = true;         // for tests
   bool fp8_products = false;      // GPU: products of transformers in e4m3, the rest in bf16
+  bool cuda_graphs = false;       // GPU: Executor::repeat records and replays CUDA graphs
+  bool urgent = false;            // GPU: goes before other executors of the same one
   bool fp8_attention = false;     // GPU: their dense self-attention in e4m3
   bool cuda_plain = false;        // plain kernels for every architecture, for tests
   size_t guard_bytes = 0;         // guard zones around every tensor, for tests

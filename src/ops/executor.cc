@@ -1,7 +1,10 @@
 // Argument checks of the operations, and the composites that executors may override.
 #include "ops/executor.h"
 
+#include <chrono>
+
 #include "core/check.h"
+#include "ops/op_timer.h"
 
 namespace ultraflash {
 namespace {
@@ -73,8 +76,10 @@ void check_window_cache(const WindowCache& cache, const WindowGrid& grid, const 
                         int64_t batch, int64_t dim, DType dtype, const char* op) {
   const Shape expected{batch, place.capacity_blocks * grid.spatial_blocks(), grid.window.tokens(),
                        dim};
-  UF_CHECK(cache.k.defined() && cache.k.shape() == expected && cache.k.dtype() == dtype &&
-               cache.v.shape() == expected && cache.v.dtype() == dtype,
+  const bool own = cache.scales.defined();  // the executor's own layout
+  UF_CHECK(cache.k.defined() && cache.v.defined() && cache.k.shape() == expected &&
+               cache.v.dtype() == cache.k.dtype() && cache.v.numel() == expected.numel() &&
+               (own || (cache.k.dtype() == dtype && cache.v.shape() == expected)),
            "{}: cache {} and {}, expected {}", op, cache.k.to_string(), cache.v.to_string(),
            expected.to_string());
   UF_CHECK(cache.pooled_k.defined() && cache.pooled_k.shape() == (Shape{batch, expected[1], dim}),
@@ -85,7 +90,37 @@ void check_window_cache(const WindowCache& cache, const WindowGrid& grid, const 
            grid.temporal_blocks(), place.capacity_blocks);
 }
 
+// Of an executor that is done with an operation when the call returns.
+class ClockMoment final : public Moment {
+ public:
+  void wait() override {}
+  [[nodiscard]] bool reached() const override { return true; }
+  [[nodiscard]] double seconds_since(const Moment& earlier) const override {
+    const auto* other = dynamic_cast<const ClockMoment*>(&earlier);
+    UF_CHECK(other != nullptr, "moments of two devices");
+    return std::chrono::duration<double>(time_ - other->time_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point time_ = std::chrono::steady_clock::now();
+};
+
 }  // namespace
+
+std::shared_ptr<Moment> Executor::moment() {
+  synchronize();
+  return std::make_shared<ClockMoment>();
+}
+
+Tensor Executor::to_host_later(const Tensor& x, std::shared_ptr<Moment>& ready) {
+  Tensor host = to_host(x);
+  ready = std::make_shared<ClockMoment>();
+  return host;
+}
+
+void Executor::repeat(std::unique_ptr<Recording>& /*recording*/, FunctionRef<void()> work) {
+  work();
+}
 
 Tensor Executor::zeros(DType dtype, const Shape& shape) {
   Tensor x = do_empty(dtype, shape);
@@ -97,6 +132,7 @@ void Executor::copy(const Tensor& destination, const Tensor& source) {
   UF_CHECK(destination.defined() && source.defined() && destination.shape() == source.shape() &&
                destination.dtype() == source.dtype(),
            "copy: {} to {}", source.to_string(), destination.to_string());
+  const OpTimer timer(*this, op_log_, "copy", [&] { return element_cost(source, 2.0); });
   do_copy(destination, source);
 }
 
@@ -133,7 +169,32 @@ Tensor Executor::linear(const Tensor& x, const Linear& weight, Activation activa
   UF_CHECK(weight.prepared != nullptr, "linear: the weight was not prepared");
   UF_CHECK(x.rank() >= 1 && x.dim(-1) == weight.in_features,
            "linear: x {} meets a weight of {} inputs", x.to_string(), weight.in_features);
+  const OpTimer timer(*this, op_log_, "linear", [&] { return product_cost(x, weight); });
   return do_linear(x, weight, activation);
+}
+
+Tensor Executor::feed_forward(const Tensor& x, const Linear& first, Activation activation,
+                              const Linear& second) {
+  require_dense(x, "feed_forward", "x");
+  UF_CHECK(first.prepared != nullptr && second.prepared != nullptr,
+           "feed_forward: a weight was not prepared");
+  UF_CHECK(
+      x.rank() >= 1 && x.dim(-1) == first.in_features && first.out_features == second.in_features,
+      "feed_forward: x {} meets weights {} -> {} and {} -> {}", x.to_string(), first.in_features,
+      first.out_features, second.in_features, second.out_features);
+  const OpTimer timer(*this, op_log_, "feed_forward", [&] {
+    // The inner rows are counted as written and read: no executor keeps them on the chip.
+    OpCost cost = product_cost(x, first);
+    cost.flops *= 2.0;
+    cost.bytes *= 2.0;
+    return cost;
+  });
+  return do_feed_forward(x, first, activation, second);
+}
+
+Tensor Executor::do_feed_forward(const Tensor& x, const Linear& first, Activation activation,
+                                 const Linear& second) {
+  return do_linear(do_linear(x, first, activation), second, Activation::kNone);
 }
 
 Tensor Executor::temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) {
@@ -142,6 +203,7 @@ Tensor Executor::temporal_pool(const Tensor& x, const Linear& weight, int64_t fr
   UF_CHECK(frames > 0 && x.dim(1) % frames == 0 && x.dim(4) * frames == weight.in_features,
            "temporal_pool: x {} pooled by {} meets a weight of {} inputs", x.to_string(), frames,
            weight.in_features);
+  const OpTimer timer(*this, op_log_, "temporal_pool", [&] { return product_cost(x, weight); });
   return do_temporal_pool(x, weight, frames);
 }
 
@@ -151,6 +213,7 @@ Tensor Executor::temporal_grow(const Tensor& x, const Linear& weight, int64_t fr
   UF_CHECK(frames > 0 && weight.out_features % frames == 0 && x.dim(4) == weight.in_features,
            "temporal_grow: x {} grown by {} meets a weight [{}, {}]", x.to_string(), frames,
            weight.out_features, weight.in_features);
+  const OpTimer timer(*this, op_log_, "temporal_grow", [&] { return product_cost(x, weight); });
   return do_temporal_grow(x, weight, frames);
 }
 
@@ -158,6 +221,7 @@ Tensor Executor::layer_norm(const Tensor& x, const Tensor& weight, const Tensor&
   require_dense(x, "layer_norm", "x");
   require_optional_vector(weight, x.dim(-1), "layer_norm", "weight");
   require_optional_vector(bias, x.dim(-1), "layer_norm", "bias");
+  const OpTimer timer(*this, op_log_, "layer_norm", [&] { return element_cost(x, 2.0); });
   return do_layer_norm(x, weight, bias, eps);
 }
 
@@ -169,12 +233,14 @@ Tensor Executor::layer_norm_modulate(const Tensor& x, const Tensor& shift, const
   require_rows(scale, x, "layer_norm_modulate", "scale");
   UF_CHECK(shift.dim(1) == scale.dim(1), "layer_norm_modulate: shift {} and scale {}",
            shift.to_string(), scale.to_string());
+  const OpTimer timer(*this, op_log_, "layer_norm_modulate", [&] { return element_cost(x, 2.0); });
   return do_layer_norm_modulate(x, shift, scale, eps);
 }
 
 Tensor Executor::rms_norm(const Tensor& x, const Tensor& weight, float eps) {
   require_dense(x, "rms_norm", "x");
   require_vector(weight, x.dim(-1), "rms_norm", "weight");
+  const OpTimer timer(*this, op_log_, "rms_norm", [&] { return element_cost(x, 2.0); });
   return do_rms_norm(x, weight, eps);
 }
 
@@ -186,6 +252,7 @@ Tensor Executor::gated_residual(Tensor x, const Tensor& y, const Tensor& gate) {
     require_rank(x, 3, "gated_residual", "x");
     require_rows(gate, x, "gated_residual", "gate");
   }
+  const OpTimer timer(*this, op_log_, "gated_residual", [&] { return element_cost(x, 3.0); });
   return do_gated_residual(std::move(x), y, gate);
 }
 
@@ -201,6 +268,7 @@ ResidualNorm Executor::residual_modulate(Tensor x, const Tensor& y, const Tensor
   UF_CHECK(shift.dim(1) == scale.dim(1) && (!gate.defined() || gate.dim(1) == shift.dim(1)),
            "residual_modulate: rows of gate {}, shift {} and scale {} differ", gate.to_string(),
            shift.to_string(), scale.to_string());
+  const OpTimer timer(*this, op_log_, "residual_modulate", [&] { return element_cost(y, 4.0); });
   return do_residual_modulate(std::move(x), y, gate, shift, scale, eps);
 }
 
@@ -213,6 +281,7 @@ ResidualNorm Executor::residual_layer_norm(Tensor x, const Tensor& y, const Tens
   if (gate.defined()) require_rows(gate, x, "residual_layer_norm", "gate");
   require_optional_vector(weight, x.dim(-1), "residual_layer_norm", "weight");
   require_optional_vector(bias, x.dim(-1), "residual_layer_norm", "bias");
+  const OpTimer timer(*this, op_log_, "residual_layer_norm", [&] { return element_cost(y, 4.0); });
   return do_residual_layer_norm(std::move(x), y, gate, weight, bias, eps);
 }
 
@@ -244,6 +313,19 @@ KvCache Executor::kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t d
   return do_kv_cache(dtype, batch, tokens, dim, heads);
 }
 
+WindowCache Executor::window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                   const WindowShape& window, int64_t dim, int64_t heads) {
+  UF_CHECK(batch > 0 && blocks >= 0, "window_cache: {} blocks of {} samples", blocks, batch);
+  require_heads(dim, heads, "window_cache");
+  return do_window_cache(dtype, batch, blocks, window, dim, heads);
+}
+
+WindowCache Executor::do_window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                      const WindowShape& window, int64_t dim, int64_t /*heads*/) {
+  const Shape shape{batch, blocks, window.tokens(), dim};
+  return {do_empty(dtype, shape), do_empty(dtype, shape), do_empty(dtype, {batch, blocks, dim})};
+}
+
 KvCache Executor::do_kv_cache(DType dtype, int64_t batch, int64_t tokens, int64_t dim,
                               int64_t /*heads*/) {
   const Shape shape{batch, tokens, dim};
@@ -265,6 +347,7 @@ Tensor Executor::qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Ten
                place.ring_begin < place.ring_end && place.slot_of(grid.frames - 1) < place.ring_end,
            "qkv_to_cache: {} frames at slot {} of a ring [{}, {})", grid.frames, place.first_slot,
            place.ring_begin, place.ring_end);
+  const OpTimer timer(*this, op_log_, "qkv_to_cache", [&] { return element_cost(qkv, 2.0); });
   return do_qkv_to_cache(qkv, norm_q, norm_k, eps, grid, heads, place, cache);
 }
 
@@ -278,6 +361,9 @@ Tensor Executor::attention_cached(const Tensor& q, const KvCache& cache, int64_t
                place.visible_frames * tokens_per_frame <= cache.k.dim(1),
            "attention_cached: q {}, cache {}, {} visible frames of {} tokens", q.to_string(),
            cache.k.to_string(), place.visible_frames, tokens_per_frame);
+  const OpTimer timer(*this, op_log_, "attention_cached", [&] {
+    return attention_cost(q, place.visible_frames * tokens_per_frame, q.dim(0));
+  });
   return do_attention_cached(q, cache, heads, tokens_per_frame, place);
 }
 
@@ -305,6 +391,8 @@ Tensor Executor::attention(const Tensor& q, const Tensor& k, const Tensor& v, in
                  bias.shape() == Shape({heads, q.dim(1) + keys - 1}),
              "attention: bias {} for {} keys and {} queries", bias.to_string(), keys, q.dim(1));
   }
+  const OpTimer timer(*this, op_log_, "attention",
+                      [&] { return attention_cost(q, keys, k.dim(0)); });
   if (options.chunk_mask == ChunkMask::kNone) return do_attention(q, k, v, heads, options);
   const int64_t halves = options.chunk_mask == ChunkMask::kTeacherForcing ? 2 : 1;
   UF_CHECK(options.keys < 0 && !options.key_lengths.defined() && !options.relative_bias.defined() &&
@@ -345,6 +433,7 @@ WindowedQueries Executor::qkv_to_windows(const Tensor& qkv, const Tensor& norm_q
                                          WindowCache& cache) {
   check_qkv(qkv, norm_q, norm_k, grid.grid.tokens(), heads, "qkv_to_windows");
   check_window_cache(cache, grid, place, qkv.dim(0), qkv.dim(2) / 3, qkv.dtype(), "qkv_to_windows");
+  const OpTimer timer(*this, op_log_, "qkv_to_windows", [&] { return element_cost(qkv, 2.0); });
   return do_qkv_to_windows(qkv, norm_q, norm_k, eps, grid, heads, place, cache);
 }
 
@@ -359,6 +448,8 @@ BlockMask Executor::select_blocks(const WindowedQueries& queries, const WindowCa
   UF_CHECK(selection.top_k > 0 && selection.local_range > 0 && selection.blocks_per_chunk > 0,
            "select_blocks: top-k {}, local range {}, {} blocks per chunk", selection.top_k,
            selection.local_range, selection.blocks_per_chunk);
+  const OpTimer timer(*this, op_log_, "select_blocks",
+                      [&] { return element_cost(queries.pooled, 2.0); });
   return do_select_blocks(queries, cache, grid, heads, place, selection);
 }
 
@@ -382,6 +473,16 @@ Tensor Executor::block_sparse_attention(const WindowedQueries& queries, const Wi
   UF_CHECK(mask.mask.defined() && mask.mask.shape() == expected,
            "block_sparse_attention: mask {}, expected {}", mask.mask.to_string(),
            expected.to_string());
+  const OpTimer timer(*this, op_log_, "block_sparse_attention", [&] {
+    const Tensor counts = to_host(mask.counts);
+    double pairs = 0.0;
+    for (const int32_t n : counts.span<int32_t>()) pairs += n;
+    const auto tokens = static_cast<double>(grid.window.tokens());
+    const double pair_flops = 4.0 * tokens * tokens * static_cast<double>(dim / heads);
+    return OpCost{fmt::format("{} blocks, {:.1f} keys each", grid.blocks(),
+                              pairs / static_cast<double>(heads * grid.blocks())),
+                  pairs * pair_flops, element(queries.q) * 4.0 * count(queries.q)};
+  });
   return do_block_sparse_attention(queries, cache, mask, grid, heads, place);
 }
 
@@ -401,6 +502,12 @@ Tensor Executor::conv2d(const Tensor& x, const Conv& weight, Conv2dOptions optio
                  options.memory.dtype() == x.dtype() && options.memory.contiguous(),
              "conv2d: memory {} for x {}", options.memory.to_string(), x.to_string());
   }
+  const OpTimer timer(*this, op_log_, "conv2d", [&] {
+    const double pixels = count(x) / static_cast<double>(x.dim(4)) *
+                          static_cast<double>(options.upsample * options.upsample) /
+                          static_cast<double>(options.stride * options.stride);
+    return convolution_cost(x, weight, pixels);
+  });
   return do_conv2d(x, weight, options);
 }
 
@@ -429,6 +536,7 @@ Tensor Executor::pixel_shuffle(const Tensor& x, int64_t factor, Activation activ
   require_dense(x, "pixel_shuffle", "x");
   UF_CHECK(factor > 0 && x.dim(4) % (factor * factor) == 0, "pixel_shuffle: x {} by {}",
            x.to_string(), factor);
+  const OpTimer timer(*this, op_log_, "pixel_shuffle", [&] { return element_cost(x, 2.0); });
   return do_pixel_shuffle(x, factor, activation);
 }
 
@@ -442,6 +550,7 @@ Tensor Executor::patchify(const Tensor& a, const Tensor& b, DType dtype) {
     UF_CHECK(b.rank() == 5 && b.shape().with(4, a.dim(4)) == a.shape() && b.dtype() == a.dtype(),
              "patchify: {} beside {}", b.to_string(), a.to_string());
   }
+  const OpTimer timer(*this, op_log_, "patchify", [&] { return element_cost(a, 2.0); });
   return do_patchify(a, b, dtype);
 }
 
@@ -450,6 +559,7 @@ Tensor Executor::unpatchify(const Tensor& tokens, const TokenGrid& grid, DType d
   require_dense(tokens, "unpatchify", "tokens");
   UF_CHECK(tokens.dim(1) == grid.tokens() && tokens.dim(2) % 4 == 0,
            "unpatchify: tokens {} for a grid of {}", tokens.to_string(), grid.tokens());
+  const OpTimer timer(*this, op_log_, "unpatchify", [&] { return element_cost(tokens, 2.0); });
   return do_unpatchify(tokens, grid, dtype);
 }
 
@@ -462,6 +572,7 @@ Tensor Executor::axpby(float a, const Tensor& x, float b, const Tensor& y) {
   require_dense(x, "axpby", "x");
   require_dense(y, "axpby", "y");
   require_same(x, y, "axpby");
+  const OpTimer timer(*this, op_log_, "axpby", [&] { return element_cost(x, 3.0); });
   return do_axpby(a, x, b, y);
 }
 
@@ -469,10 +580,15 @@ Tensor Executor::flow_to_x0(const Tensor& x, const Tensor& v, double sigma) {
   require_dense(x, "flow_to_x0", "x");
   require_dense(v, "flow_to_x0", "v");
   require_same(x, v, "flow_to_x0");
+  const OpTimer timer(*this, op_log_, "flow_to_x0", [&] { return element_cost(x, 3.0); });
   return do_flow_to_x0(x, v, sigma);
 }
 
 Tensor Executor::normal(RandomStream stream, const Shape& shape, DType dtype) {
+  const OpTimer timer(*this, op_log_, "normal", [&] {
+    return OpCost{shape.to_string(), 0.0,
+                  static_cast<double>(shape.numel()) * static_cast<double>(dtype_size(dtype))};
+  });
   return do_normal(stream, shape, dtype);
 }
 
@@ -508,6 +624,7 @@ Tensor Executor::multiply(const Tensor& a, const Tensor& b) {
 Tensor Executor::soft_clamp(const Tensor& x, float limit) {
   require_dense(x, "soft_clamp", "x");
   UF_CHECK(limit > 0.0F, "soft_clamp: limit {}", limit);
+  const OpTimer timer(*this, op_log_, "soft_clamp", [&] { return element_cost(x, 2.0); });
   return do_soft_clamp(x, limit);
 }
 
@@ -545,6 +662,7 @@ Tensor Executor::mask_rows(Tensor x, const Tensor& lengths) {
 Tensor Executor::to_rgb8(const Tensor& x, float low, float high) {
   require_dense(x, "to_rgb8", "x");
   UF_CHECK(low < high, "to_rgb8: range [{}, {}]", low, high);
+  const OpTimer timer(*this, op_log_, "to_rgb8", [&] { return element_cost(x, 1.5); });
   return do_to_rgb8(x, low, high);
 }
 

@@ -18,11 +18,42 @@
 #include <string>
 
 #include "core/arena.h"
+#include "core/function_ref.h"
 #include "core/rng.h"
 #include "core/tensor.h"
+#include "ops/op_log.h"
 #include "ops/types.h"
 
 namespace ultraflash {
+
+struct DeviceMemoryInfo {
+  uint64_t free_bytes = 0;
+  uint64_t total_bytes = 0;
+};
+
+/// A point in an executor's queue: everything that was queued before it.
+class Moment {
+ public:
+  Moment() = default;
+  Moment(const Moment&) = delete;
+  Moment& operator=(const Moment&) = delete;
+  virtual ~Moment() = default;
+  /// Returns when the queue has come to it. Throws Error(kDevice) when the device failed.
+  virtual void wait() = 0;
+  /// Whether it has; a failure of the device counts as reached, and wait() says what it was.
+  [[nodiscard]] virtual bool reached() const = 0;
+  /// Time from `earlier`, a moment of the same device. Both must have been reached.
+  [[nodiscard]] virtual double seconds_since(const Moment& earlier) const = 0;
+};
+
+/// What an executor keeps of work that is repeated: see Executor::repeat.
+class Recording {
+ public:
+  Recording() = default;
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+  virtual ~Recording() = default;
+};
 
 class Executor {
  public:
@@ -36,6 +67,8 @@ class Executor {
   /// "cpu (avx512_bf16, oneDNN 2.6.3, 2 threads)": for logs and doctor.
   [[nodiscard]] virtual std::string description() const = 0;
   [[nodiscard]] virtual Arena::Stats memory() const = 0;
+  /// Memory of the whole device, other programs' included; zeros where that is the host's.
+  [[nodiscard]] virtual DeviceMemoryInfo device_memory() const { return {}; }
   /// Uninitialised memory of the executor. Throws Error(kOutOfMemory).
   [[nodiscard]] Tensor empty(DType dtype, const Shape& shape) { return do_empty(dtype, shape); }
   [[nodiscard]] Tensor zeros(DType dtype, const Shape& shape);
@@ -49,6 +82,28 @@ class Executor {
   /// Element-wise copy between tensors of this executor; shapes equal, either may be strided.
   void copy(const Tensor& destination, const Tensor& source);
   virtual void synchronize() = 0;
+
+  // --- order in time --------------------------------------------------------------------------
+
+  /// Whether operations run beside the calling thread, which then waits for moments alone.
+  [[nodiscard]] virtual bool queues() const { return false; }
+  /// Where the queue is now.
+  [[nodiscard]] virtual std::shared_ptr<Moment> moment();
+  /// What is queued from now on runs after `other`, which may be another executor's.
+  virtual void wait_for(const std::shared_ptr<Moment>& other) { other->wait(); }
+  /// As to_host(), but returns at once: the elements are there when `ready` has been waited for,
+  /// and x must live until then.
+  [[nodiscard]] virtual Tensor to_host_later(const Tensor& x, std::shared_ptr<Moment>& ready);
+  /// Calls work(), or repeats what the calls before it queued without calling it. The operations of
+  /// `work`, their shapes and every tensor that it reads or writes besides its own must be the same
+  /// each time a recording is used; numbers that change go through update_place or into tensors.
+  /// work() must not wait, and results go out through tensors that were made before.
+  virtual void repeat(std::unique_ptr<Recording>& recording, FunctionRef<void()> work);
+  /// Every operation from now on is timed into `log`, which costs a few per cent and takes the
+  /// place of recordings; null ends it.
+  void log_operations(OpLog* log) { op_log_ = log; }
+  [[nodiscard]] bool logs_operations() const { return op_log_ != nullptr; }
+
   /// Makes the numbers of a place visible to the operations queued after this call.
   virtual void update_place(ChunkPlace& place) = 0;
   virtual void update_place(GroupPlace& place) = 0;
@@ -73,6 +128,10 @@ class Executor {
 
   /// x [..., in] -> activation(x W^T + b) [..., out].
   Tensor linear(const Tensor& x, const Linear& weight, Activation activation = Activation::kNone);
+  /// linear(linear(x, first, activation), second). An executor may take the rows in parts, so that
+  /// the wide rows in between never exist at once.
+  Tensor feed_forward(const Tensor& x, const Linear& first, Activation activation,
+                      const Linear& second);
   /// As linear() on the concatenation over channels of `frames` consecutive frames:
   /// x [batch, frames * t, h, w, c] -> [batch, t, h, w, out]. TAEHV's TPool.
   Tensor temporal_pool(const Tensor& x, const Linear& weight, int64_t frames);
@@ -127,6 +186,9 @@ class Executor {
 
   // --- block-sparse attention -------------------------------------------------------------------
 
+  /// As kv_cache(); `blocks` window blocks.
+  [[nodiscard]] WindowCache window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                         const WindowShape& window, int64_t dim, int64_t heads);
   /// As qkv_to_cache for the sparse SR DiT: q in window order with its block means, k, v and block
   /// means of k written into the slots of this group. Padding tokens are zero, count in the means,
   /// and are attended.
@@ -222,6 +284,9 @@ class Executor {
   virtual void do_prepare(Linear& linear, const PrepareOptions& options) = 0;
   virtual void do_prepare(Conv& conv, const PrepareOptions& options) = 0;
   virtual Tensor do_linear(const Tensor& x, const Linear& weight, Activation activation) = 0;
+  /// Composite by default.
+  virtual Tensor do_feed_forward(const Tensor& x, const Linear& first, Activation activation,
+                                 const Linear& second);
   virtual Tensor do_temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) = 0;
   virtual Tensor do_temporal_grow(const Tensor& x, const Linear& weight, int64_t frames) = 0;
   virtual Tensor do_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -248,6 +313,8 @@ class Executor {
   /// Attention under options.chunk_mask. By default one attention per chunk.
   virtual Tensor do_attention_in_chunks(const Tensor& q, const Tensor& k, const Tensor& v,
                                         int64_t heads, const AttentionOptions& options);
+  virtual WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                      const WindowShape& window, int64_t dim, int64_t heads);
   virtual WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q,
                                             const Tensor& norm_k, float eps, const WindowGrid& grid,
                                             int64_t heads, const GroupPlace& place,
@@ -278,6 +345,9 @@ class Executor {
   virtual Tensor do_embedding(const Tensor& ids, const Tensor& table, DType dtype) = 0;
   virtual Tensor do_mask_rows(Tensor x, const Tensor& lengths) = 0;
   virtual Tensor do_to_rgb8(const Tensor& x, float low, float high) = 0;
+
+ private:
+  OpLog* op_log_ = nullptr;
 };
 
 }  // namespace ultraflash

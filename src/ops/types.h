@@ -50,6 +50,9 @@ struct PrepareOptions {
   /// Keep the weight as it lies in the (mapped) file and convert panel by panel at each use: slow
   /// per call, but a network larger than memory runs.
   bool streamed = false;
+  /// Meets few rows, such as those of the text or of timesteps: no faster in fewer bits, and what
+  /// it rounds every token depends on.
+  bool few_rows = false;
 };
 
 /// Token grid of a chunk: tokens = frames * height * width, width fastest.
@@ -149,6 +152,7 @@ struct WindowCache {
   Tensor k;
   Tensor v;
   Tensor pooled_k;
+  Tensor scales{};  // of an executor's own layout
 };
 
 /// Queries of a group in window order, as the block-sparse attention wants them.

@@ -1,5 +1,7 @@
 #include "stream/cascade_stage.h"
 
+#include <algorithm>
+
 #include "core/check.h"
 
 namespace ultraflash {
@@ -24,9 +26,27 @@ void CascadeStage::reset(uint64_t seed, double condition_noise_scale) {
   refiner_state_.reset();
 }
 
+int64_t CascadeStage::groups_until_full() const {
+  const int64_t missing = refiner_state_.kv_len - refiner_state_.group_blocks;
+  return 1 + std::max<int64_t>(missing, 0);
+}
+
 Tensor CascadeStage::upsample(const Tensor& latent) {
   UF_CHECK(upsampler_ != nullptr, "a cascade without upsampler");
-  return upsampler_->run(ops_, latent, upsampler_state_);
+  const LatentUpsamplerConfig& config = upsampler_->config();
+  Upsampling& u = upsampling_[latent.dim(1)];
+  if (!u.latent.defined()) {
+    u.latent = ops_.empty(latent.dtype(), latent.shape());
+    u.upsampled = ops_.empty(latent.dtype(), {latent.dim(0), latent.dim(1) * config.temporal_scale,
+                                              latent.dim(2) * config.scale,
+                                              latent.dim(3) * config.scale, config.out_channels});
+  }
+  ops_.copy(u.latent, latent);
+  const bool started = upsampler_state_.net.started;
+  ops_.repeat(u.recordings[started ? 1 : 0],
+              [&] { ops_.copy(u.upsampled, upsampler_->run(ops_, u.latent, upsampler_state_)); });
+  upsampler_state_.net.started = true;
+  return u.upsampled;
 }
 
 Tensor CascadeStage::refine(const Tensor& upsampled, int64_t kv_len) {
@@ -40,12 +60,24 @@ Tensor CascadeStage::refine(const Tensor& upsampled, int64_t kv_len) {
   }
   const Tensor noise = ops_.normal(make_random_stream(seed_, RandomPurpose::kRefinerNoise, group),
                                    upsampled.shape(), upsampled.dtype());
-  SparseSrPass pass;
-  pass.time = &modulation_;
-  pass.text = &text_;
-  pass.kv_len = kv_len;
-  const Tensor flow = refiner_->run(ops_, noise, condition, refiner_state_, pass);
-  return ops_.axpby(1.0F, noise, -1.0F, flow);  // x0 at sigma 1
+  const int64_t frames = noise.dim(1);
+  Refining& r = refining_[frames];
+  if (!r.noise.defined()) {
+    for (Tensor* x : {&r.noise, &r.condition, &r.flow}) {
+      *x = ops_.empty(noise.dtype(), noise.shape());
+    }
+  }
+  ops_.copy(r.noise, noise);
+  ops_.copy(r.condition, condition);
+  refiner_->begin(ops_, frames, refiner_state_);
+  ops_.repeat(r.recordings[refiner_state_.cached_blocks], [&] {
+    SparseSrPass pass;
+    pass.time = &modulation_;
+    pass.text = &text_;
+    ops_.copy(r.flow, refiner_->forward(ops_, r.noise, r.condition, refiner_state_, pass));
+  });
+  refiner_->commit(frames, kv_len, refiner_state_);
+  return ops_.axpby(1.0F, noise, -1.0F, r.flow);  // x0 at sigma 1
 }
 
 }  // namespace ultraflash

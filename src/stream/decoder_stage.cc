@@ -33,6 +33,7 @@ void DecoderStage::reset(int64_t dropped, int64_t limit) {
   to_drop_ = dropped;
   limit_ = limit;
   delivered_ = 0;
+  decoded_ = 0;
 }
 
 float DecoderStage::low() const {
@@ -40,9 +41,22 @@ float DecoderStage::low() const {
 }
 
 Tensor DecoderStage::decode(const Tensor& latent) {
-  const Tensor pictures = decoder_.tiny ? decoder_.tiny->run(ops_, latent, tiny_state_)
-                                        : decoder_.vae->decode(ops_, latent, vae_state_);
-  return ops_.to_rgb8(pictures, low(), 1.0F);  // [1, n, 8h, 8w, 3]
+  if (!decoder_.tiny) {
+    return ops_.to_rgb8(decoder_.vae->decode(ops_, latent, vae_state_), low(), 1.0F);
+  }
+  Decoding& d = decoding_[latent.dim(1)];
+  if (!d.latent.defined()) {
+    d.latent = ops_.empty(latent.dtype(), latent.shape());
+    const int64_t pictures = latent.dim(1) * decoder_.tiny->config().frames_per_latent();
+    d.pictures = ops_.empty(DType::kU8, {1, pictures, 8 * latent.dim(2), 8 * latent.dim(3), 3});
+  }
+  ops_.copy(d.latent, latent);
+  ops_.repeat(d.recordings[tiny_state_.net.started ? 1 : 0], [&] {
+    const Tensor pictures = decoder_.tiny->run(ops_, d.latent, tiny_state_);
+    ops_.copy(d.pictures, ops_.to_rgb8(pictures, low(), 1.0F));
+  });
+  tiny_state_.net.started = true;
+  return d.pictures;
 }
 
 Tensor DecoderStage::run(const Tensor& latent) {
@@ -50,38 +64,31 @@ Tensor DecoderStage::run(const Tensor& latent) {
   const int64_t pixels = latent.dim(2) * latent.dim(3) * 64 * 4;
   const int64_t step =
       std::clamp<int64_t>(kPixelsPerCall / std::max<int64_t>(pixels, 1), 1, frames);
-  std::vector<Tensor> parts;
+  Tensor all;
   int64_t count = 0;
   for (int64_t first = 0; first < frames; first += step) {
     if (limit_ > 0 && delivered_ + count >= limit_) break;
     const int64_t end = std::min(first + step, frames);
-    Tensor part = latent;
-    if (end - first != frames) {
-      part = ops_.empty(latent.dtype(), latent.shape().with(1, end - first));
-      ops_.copy(part, latent.slice(1, first, end));
-    }
-    Tensor pictures = decode(part);
-    const int64_t dropped = std::min(to_drop_, pictures.dim(1));
+    const Tensor pictures = decode(latent.slice(1, first, end));  // [1, n, 8h, 8w, 3]
+    const int64_t made = pictures.dim(1);
+    decoded_ += made;
+    const int64_t dropped = std::min(to_drop_, made);
     to_drop_ -= dropped;
-    const int64_t room = limit_ > 0 ? limit_ - delivered_ - count : pictures.dim(1);
-    const int64_t kept = std::min(pictures.dim(1) - dropped, room);
+    const int64_t room = limit_ > 0 ? limit_ - delivered_ - count : made;
+    const int64_t kept = std::min(made - dropped, room);
     if (kept <= 0) continue;
-    pictures = pictures.slice(1, dropped, dropped + kept);
+    if (!all.defined()) {
+      const int64_t rate = decoder_.tiny ? decoder_.tiny->config().frames_per_latent()
+                                         : decoder_.vae->config().frames_per_latent();
+      all = ops_.empty(DType::kU8, pictures.shape().with(1, kept + rate * (frames - end)));
+    }
+    ops_.copy(all.slice(1, count, count + kept), pictures.slice(1, dropped, dropped + kept));
     count += kept;
-    parts.push_back(std::move(pictures));
   }
   if (count == 0) return {};
   delivered_ += count;
-  const Shape& one = parts[0].shape();
-  if (parts.size() == 1 && parts[0].contiguous())
-    return parts[0].reshape({count, one[2], one[3], 3});
-  Tensor all = ops_.empty(DType::kU8, {1, count, one[2], one[3], 3});
-  int64_t at = 0;
-  for (const Tensor& part : parts) {
-    ops_.copy(all.slice(1, at, at + part.dim(1)), part);
-    at += part.dim(1);
-  }
-  return all.reshape({count, one[2], one[3], 3});
+  const Shape shape{count, all.dim(2), all.dim(3), 3};
+  return all.slice(1, 0, count).reshape(shape);
 }
 
 }  // namespace ultraflash

@@ -1,9 +1,10 @@
 // DecoderStage: latents to 8-bit pictures, trimming and cutting included.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
-#include <vector>
 
 #include "ops/executor.h"
 #include "stream/chunk_plan.h"
@@ -27,18 +28,28 @@ class DecoderStage {
 
   /// Pictures delivered so far.
   [[nodiscard]] int64_t delivered() const { return delivered_; }
+  /// Pictures decoded so far, those that were trimmed or cut off included.
+  [[nodiscard]] int64_t decoded() const { return decoded_; }
 
  private:
+  // What the tiny decoder reads and writes for so many latent frames, at fixed addresses.
+  struct Decoding {
+    Tensor latent, pictures;
+    std::array<std::unique_ptr<Recording>, 2> recordings;  // at the start of a stream, later
+  };
+  // The tiny decoder's result is overwritten by the next call.
   Tensor decode(const Tensor& latent);
   [[nodiscard]] float low() const;
 
   Executor& ops_;
   const PictureDecoder& decoder_;
+  std::map<int64_t, Decoding> decoding_;
   DecoderState tiny_state_;
   VaeState vae_state_;
   int64_t to_drop_ = 0;
   int64_t limit_ = 0;
   int64_t delivered_ = 0;
+  int64_t decoded_ = 0;
 };
 
 }  // namespace ultraflash

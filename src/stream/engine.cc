@@ -39,11 +39,17 @@ class Engine::Impl {
         options(std::move(options_in)),
         networks(std::move(networks_in)) {}
 
-  [[nodiscard]] Result<std::unique_ptr<Executor>> new_executor() const {
+  [[nodiscard]] Result<std::unique_ptr<Executor>> new_executor(bool urgent = false) const {
     ExecutorOptions executor_options = networks->executor_options(options);
-    // Without a limit of the user's, what the machine has is the limit.
-    executor_options.memory_limit_bytes =
-        options.memory_limit_bytes != 0 ? options.memory_limit_bytes : host_memory_bytes();
+    const bool gpu = networks->executor->device().type == DeviceType::kCuda;
+    if (gpu) executor_options.device = device_name(networks->executor->device());
+    executor_options.urgent = urgent;
+    // Without a limit of the user's, what the machine has is the limit; on a GPU load_networks has
+    // counted everything, and the driver knows what there is.
+    if (!gpu) {
+      executor_options.memory_limit_bytes =
+          options.memory_limit_bytes != 0 ? options.memory_limit_bytes : host_memory_bytes();
+    }
     return make_executor(executor_options);
   }
 
@@ -69,8 +75,14 @@ Result<Engine> Engine::load(const Recipe& recipe, const EngineOptions& options) 
 Result<Session> Engine::start(const SessionOptions& options) const {
   return guarded([&]() -> Result<Session> {
     UF_ASSIGN(std::unique_ptr<Executor> executor, impl_->new_executor());
-    auto pipeline =
-        std::make_unique<Pipeline>(impl_->networks, std::move(executor), impl_->options.log);
+    std::unique_ptr<Executor> cascade_executor;
+    if (impl_->options.overlap && executor->queues()) {
+      // Its pictures are due first.
+      UF_ASSIGN(cascade_executor, impl_->new_executor(/*urgent=*/true));
+    }
+    auto pipeline = std::make_unique<Pipeline>(impl_->networks, std::move(executor),
+                                               std::move(cascade_executor), impl_->options.log);
+    if (impl_->options.warm_up) pipeline->warm_up();
     Session session(
         std::make_unique<Session::Impl>(impl_->networks, std::move(pipeline), impl_->options.log));
     UF_TRY(session.restart(options));

@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "diffusion/flow_match.h"
@@ -24,7 +27,9 @@ class GeneratorStage {
   /// A new stream; the memory stays.
   void reset(uint64_t seed);
   /// Text of the chunks to come.
-  void set_text(TextKv text) { text_ = std::move(text); }
+  void set_text(TextKv text) { keep_text(ops_, std::move(text), text_); }
+  /// Runs every kind of pass that a stream may have, `times` times, and forgets what came of it.
+  void warm_up(bool independent_first_frame, int times);
   /// Rebuilds the cache with the current text from the latents whose frames are still in it: run
   /// again chunk by chunk, oldest first, at the context timestep and their old positions.
   void recache();
@@ -48,19 +53,31 @@ class GeneratorStage {
     int64_t first_frame;
     Tensor latent;
   };
-  void run(const Tensor& latent, size_t modulation, const ChunkPlace& place, bool cache_only,
-           Tensor* flow);
+  // What passes over chunks of one length read and write, at fixed addresses.
+  struct Passes {
+    Tensor latent;
+    Tensor flow;
+    // By the frames in the cache and whether it is a context pass.
+    std::map<std::pair<int64_t, bool>, std::unique_ptr<Recording>> recordings;
+  };
+  // The flow is overwritten by the next pass.
+  Tensor run(const Tensor& latent, size_t modulation, const ChunkPlace& place, bool cache_only);
+  Result<ChunkPlace> append(int64_t frames, int64_t first_frame);
 
   Executor& ops_;
   const WanDit& network_;
   GeneratorSpec spec_;
   FlowMatchSchedule schedule_;
-  std::vector<float> timesteps_;             // warped
-  std::vector<TimeModulation> modulations_;  // of the steps, then of the context pass
+  std::vector<float> timesteps_;     // warped
+  std::vector<Tensor> modulations_;  // of the steps, then of the context pass
+  Tensor modulation_numbers_;        // of the pass that runs, as in modulations_
+  TimeModulation modulation_;        // views of them
+  std::map<int64_t, Passes> passes_by_frames_;
   KvState cache_;
   CacheRing ring_;
   TextKv text_;
   ChunkPlace place_;            // of the chunk made last
+  Tensor place_numbers_;        // the executor's copy of it
   std::deque<KeptChunk> kept_;  // latents whose frames may still be in the cache
   uint64_t seed_ = 0;
   int64_t chunk_index_ = 0;

@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "core/host_info.h"
+#include "stream/memory_plan.h"
 #include "weights/lora.h"
 
 namespace ultraflash {
@@ -189,31 +190,40 @@ Status apply_options(RecipeData& recipe, const EngineOptions& options) {
   return recipe.validate();
 }
 
-// Weights that cannot fit are refused before anything is read or drawn: the system would otherwise
-// hand out memory it does not have and end the program later.
-Status check_memory(const RecipeData& recipe, int64_t scale, DType compute, bool text_encoder) {
-  uint64_t bytes = 0;
-  for (const NetworkFile& file : network_files(recipe, scale)) {
-    // A large text encoder stays in its file.
-    if (file.role == "text" &&
-        (!text_encoder || encoder_parameters(recipe.text.encoder) > kStreamedEncoderParameters)) {
-      continue;
-    }
-    SpecSource no_data;
-    Binder binder(no_data, file.role);
-    file.bind(Loader(binder, {}));
-    for (const ParameterSpec& spec : binder.specs()) {
-      bytes += static_cast<uint64_t>(spec.shape.numel()) * dtype_size(compute);
-    }
+// What cannot fit is refused before anything is read, drawn or allocated: the system would
+// otherwise hand out memory it does not have and end the program later.
+Status check_memory(const RecipeData& recipe, const EngineOptions& options, const NetworkSet& set) {
+  MemoryQuestion question;
+  question.scale = set.scale;
+  question.compute = set.compute;
+  question.fp8_products = set.fp8_products;
+  question.fp8_attention = set.fp8_attention;
+  const Device device = set.executor->device();
+  question.gpu = device.type == DeviceType::kCuda;
+  question.own_cascade = options.overlap;
+  question.low_resolution = options.low_resolution;
+  // A large text encoder stays in its file.
+  question.text_encoder = !options.no_text_encoder &&
+                          encoder_parameters(recipe.text.encoder) <= kStreamedEncoderParameters;
+  const MemoryPlan plan = plan_memory(recipe, question);
+  const uint64_t limit = options.memory_limit_bytes;
+  if (question.gpu) {
+    if (limit != 0) UF_TRY(require_memory(recipe, plan, limit, "--memory-limit allows"));
+    const DeviceMemoryInfo memory = set.executor->device_memory();
+    return require_memory(
+        recipe, plan, memory.free_bytes,
+        fmt::format("of {:.2f} GiB on {} other programs leave",
+                    static_cast<double>(memory.total_bytes) / (1 << 30), device_name(device)));
   }
-  const uint64_t limit = host_memory_bytes();
-  if (bytes <= limit) return {};
-  return make_status(
-      StatusCode::kOutOfMemory,
-      "recipe '{}' needs {:.1f} GB for its weights in {}, and this machine has {:.1f} "
-      "GB",
-      recipe.name, static_cast<double>(bytes) / 1e9, dtype_name(compute),
-      static_cast<double>(limit) / 1e9);
+  MemoryPlan weights;
+  weights.weights = plan.weights;
+  UF_TRY(require_memory(recipe, weights, host_memory_bytes(), "this machine has"));
+  if (limit == 0) return {};
+  // Weights do not count there, and activations are the arena's to refuse.
+  MemoryPlan caches;
+  caches.generator_cache = plan.generator_cache;
+  caches.refiner_cache = plan.refiner_cache;
+  return require_memory(recipe, caches, limit, "--memory-limit allows");
 }
 
 }  // namespace
@@ -285,6 +295,7 @@ ExecutorOptions NetworkSet::executor_options(const EngineOptions& options) const
   ExecutorOptions result;
   result.device = options.device;
   result.threads = options.threads;
+  result.cuda_graphs = options.cuda_graphs;
   result.fp8_products = fp8_products;
   result.fp8_attention = fp8_attention;
   return result;
@@ -306,10 +317,10 @@ Result<std::shared_ptr<const NetworkSet>> load_networks(const RecipeData& recipe
   }
   UF_ASSIGN(set->compute, choose_dtype(options));
   UF_ASSIGN(set->fp8_attention, choose_fp8_attention(options, set->compute));
-  UF_TRY(check_memory(set->recipe, set->scale, set->compute, !options.no_text_encoder));
   set->fp8_products = options.dtype == "fp8";
   UF_ASSIGN(std::unique_ptr<Executor> executor, make_executor(set->executor_options(options)));
   set->executor = std::move(executor);
+  UF_TRY(check_memory(set->recipe, options, *set));
 
   Loading loading{options, options.weights_dir, false, *set, 0, 6};
   loading.random = options.random_weights || (options.weights_dir.empty() && recipe.random_weights);

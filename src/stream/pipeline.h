@@ -1,5 +1,9 @@
 // Pipeline: one stream, step by step on the calling thread: text, generator, groups, cascade,
 // decoder, pictures. The session puts a thread and a queue around it.
+//
+// On an executor that queues (a GPU) a step returns when its work is queued, and whoever wants the
+// pictures waits for them, on any thread. The cascade may have an executor of its own, whose work
+// then overlaps the generator's.
 #pragma once
 
 #include <array>
@@ -25,9 +29,17 @@ namespace ultraflash {
 
 class Pipeline {
  public:
-  /// Allocates caches. Throws Error(kOutOfMemory) and as the stages do.
+  /// Allocates caches. `cascade_executor` may be null: the cascade then shares the other one.
+  /// Throws Error(kOutOfMemory) and as the stages do.
   Pipeline(std::shared_ptr<const NetworkSet> networks, std::unique_ptr<Executor> executor,
-           Logger log);
+           std::unique_ptr<Executor> cascade_executor, Logger log);
+  Pipeline(const Pipeline&) = delete;
+  Pipeline& operator=(const Pipeline&) = delete;
+  ~Pipeline();
+
+  /// Runs everything that a stream may need once, so that no chunk waits for plans, memory or
+  /// recordings. Before begin().
+  void warm_up();
 
   /// Plans a new stream in the same memory; kInvalidArgument for options that cannot be met.
   Status begin(const SessionOptions& options, PreparedPrompt prompt,
@@ -36,27 +48,47 @@ class Pipeline {
 
   /// The text of the chunks from the next one on.
   void switch_prompt(PreparedPrompt prompt, SwitchMode mode);
-  /// Makes the next delivery; nothing when the stream has ended. `check` is called between passes
-  /// and may throw to stop; `draining` is asked before each chunk and ends the stream early.
-  std::optional<Frames> step(const std::function<void()>& check,
-                             const std::function<bool()>& draining);
+  /// A group on its way to the reader.
+  class Delivery;
+  /// Queues the next delivery; null when the stream has ended. `check` is called between passes and
+  /// may throw to stop; `draining` is asked before each chunk and ends the stream early.
+  std::shared_ptr<Delivery> step(const std::function<void()>& check,
+                                 const std::function<bool()>& draining);
+  /// Whether finish() would return at once.
+  [[nodiscard]] static bool is_ready(const Delivery& delivery);
+  /// Waits for the pictures. May run on another thread than step(). Throws Error when the device
+  /// failed.
+  Frames finish(Delivery& delivery);
 
   /// May be called from another thread while step() runs.
   [[nodiscard]] SessionStats stats() const;
+  [[nodiscard]] std::vector<TraceEvent> take_trace();
 
  private:
   enum Timer : size_t { kText, kGenerator, kUpsampler, kRefiner, kDecoder, kPictures, kTimers };
-  class Timing;
-
+  // One call of a stage, timed by its executor.
+  struct Call {
+    Timer timer;
+    std::shared_ptr<Moment> begin, end;
+    std::chrono::steady_clock::time_point queued_from, queued_to;
+    OpLog operations;  // of a traced stream
+  };
+  template <typename Work>
+  void timed(Timer timer, Executor& ops, const Work& work);
   void apply_prompt(const PreparedPrompt& prompt);
+  void set_text(const Tensor& embeddings);
   Tensor next_chunk(const std::function<void()>& check);
   [[nodiscard]] bool skip_refresh(const Tensor& chunk);
   [[nodiscard]] int64_t kv_len_of_group(int64_t group) const;
-  std::optional<Frames> flush_group(const std::function<void()>& check);
-  std::shared_ptr<const uint8_t> share(const Tensor& pictures);
+  std::shared_ptr<Delivery> flush_group(const std::function<void()>& check);
+  std::shared_ptr<const uint8_t> share(const Tensor& pictures, Delivery& delivery);
+  void wait_for_all();
+  void add_to_trace(const Call& call);
 
   std::shared_ptr<const NetworkSet> networks_;
   std::unique_ptr<Executor> ops_;
+  std::unique_ptr<Executor> own_cascade_ops_;  // null: ops_
+  Executor& cascade_ops_;
   Logger log_;
   GeneratorStage generator_;
   CascadeStage cascade_;
@@ -72,7 +104,11 @@ class Pipeline {
   SwitchMode pending_mode_ = SwitchMode::kPlain;
   std::vector<Tensor> buffer_;  // chunks of the group being gathered
   int64_t group_first_chunk_ = 0;
-  Tensor unrefreshed_;  // chunk whose context pass is still to be run
+  Tensor unrefreshed_;              // chunk whose context pass is still to be run
+  std::vector<Call> calls_;         // not yet part of a delivery
+  std::vector<Tensor> lent_;        // tensors of ops_ that cascade_ops_ still reads
+  std::shared_ptr<Moment> origin_;  // of a traced stream
+  std::chrono::steady_clock::time_point host_origin_;
   bool ended_ = true;
 
   struct TimerState {
@@ -83,6 +119,7 @@ class Pipeline {
   mutable std::mutex stats_mutex_;
   std::array<TimerState, kTimers> timers_;
   SessionStats counters_;
+  std::vector<TraceEvent> trace_;
 };
 
 }  // namespace ultraflash

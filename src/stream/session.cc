@@ -43,10 +43,11 @@ Status Session::Impl::restart(const SessionOptions& options) {
   }
   stop_worker();
   UF_TRY(pipeline_->begin(options, *std::move(prompt), std::move(switches)));
-  ready_.clear();
+  under_way_.clear();
   prefetch_ = static_cast<size_t>(options.prefetch);
   outcome_ = Status();
   finished_ = false;
+  failure_.reset();
   new_prompt_.reset();
   first_frames_seconds_ = 0.0;
   cancelled_ = false;
@@ -77,17 +78,13 @@ void Session::Impl::work() {
     for (;;) {
       {
         std::unique_lock lock(mutex_);
-        changed_.wait(lock, [this] { return cancelled_ || ready_.size() < prefetch_; });
+        changed_.wait(lock, [this] { return cancelled_ || under_way_.size() < prefetch_; });
       }
       check();
-      std::optional<Frames> frames = pipeline_->step(check, draining);
-      if (!frames) break;
+      std::shared_ptr<Pipeline::Delivery> delivery = pipeline_->step(check, draining);
+      if (delivery == nullptr) break;
       const std::lock_guard lock(mutex_);
-      if (first_frames_seconds_ == 0.0) {
-        first_frames_seconds_ =
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
-      }
-      ready_.push_back(*std::move(frames));
+      under_way_.push_back(std::move(delivery));
       changed_.notify_all();
     }
   } catch (const Error& error) {
@@ -99,7 +96,7 @@ void Session::Impl::work() {
   }
   const std::lock_guard lock(mutex_);
   outcome_ = std::move(outcome);
-  if (outcome_.code() == StatusCode::kCancelled) ready_.clear();
+  if (outcome_.code() == StatusCode::kCancelled) under_way_.clear();
   finished_ = true;
   changed_.notify_all();
 }
@@ -107,19 +104,41 @@ void Session::Impl::work() {
 Result<Frames> Session::Impl::next(bool wait) {
   std::unique_lock lock(mutex_);
   if (wait) {
-    changed_.wait(lock, [this] { return !ready_.empty() || finished_ || cancelled_; });
+    changed_.wait(lock, [this] { return !under_way_.empty() || finished_ || cancelled_; });
   }
+  if (failure_) return *failure_;
   if (cancelled_ && !(finished_ && outcome_.code() == StatusCode::kEnd)) {
     return Status(StatusCode::kCancelled, "the stream was cancelled");
   }
-  if (!ready_.empty()) {
-    Frames frames = std::move(ready_.front());
-    ready_.pop_front();
-    changed_.notify_all();
-    return frames;
+  if (!under_way_.empty() && (wait || Pipeline::is_ready(*under_way_.front()))) {
+    return finish_first(lock);
   }
-  if (finished_) return outcome_;
+  if (under_way_.empty() && finished_) return outcome_;
   return Status(StatusCode::kBusy, "no pictures are ready yet");
+}
+
+Result<Frames> Session::Impl::finish_first(std::unique_lock<std::mutex>& lock) {
+  // It stays in the queue until then, so that the worker does not run further ahead.
+  const std::shared_ptr<Pipeline::Delivery> first = under_way_.front();
+  Result<Frames> frames = Status(StatusCode::kInternal, "no pictures");
+  lock.unlock();
+  try {
+    frames = pipeline_->finish(*first);
+  } catch (const Error& error) {
+    frames = error.status();
+  }
+  lock.lock();
+  if (!frames.ok()) {
+    failure_ = frames.status();
+    cancelled_ = true;  // the worker has nothing to go on with
+  } else if (first_frames_seconds_ == 0.0) {
+    first_frames_seconds_ =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+  }
+  // A cancelled worker may have emptied the queue meanwhile.
+  if (!under_way_.empty() && under_way_.front() == first) under_way_.pop_front();
+  changed_.notify_all();
+  return frames;
 }
 
 Status Session::Impl::set_prompt(std::string_view prompt, SwitchMode mode) {
@@ -169,6 +188,7 @@ Status Session::restart(const SessionOptions& options) {
   }
 }
 SessionStats Session::stats() const { return impl_->stats(); }
+std::vector<TraceEvent> Session::take_trace() { return impl_->take_trace(); }
 int64_t Session::planned_chunks() const { return impl_->plan().chunks; }
 int64_t Session::planned_frames() const { return impl_->plan().pictures; }
 

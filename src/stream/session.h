@@ -7,6 +7,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "stream/pipeline.h"
@@ -27,11 +28,13 @@ class Session::Impl {
   void drain();
   void cancel();
   [[nodiscard]] SessionStats stats() const;
+  [[nodiscard]] std::vector<TraceEvent> take_trace() { return pipeline_->take_trace(); }
   [[nodiscard]] const ChunkPlan& plan() const { return pipeline_->plan(); }
 
  private:
   void stop_worker();
   void work();
+  Result<Frames> finish_first(std::unique_lock<std::mutex>& lock);
 
   std::shared_ptr<const NetworkSet> networks_;
   std::unique_ptr<Pipeline> pipeline_;
@@ -39,10 +42,11 @@ class Session::Impl {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<Frames> ready_;
+  std::deque<std::shared_ptr<Pipeline::Delivery>> under_way_;
   size_t prefetch_ = 2;
-  Status outcome_;         // why the worker stopped; ok while it works
-  bool finished_ = false;  // the worker will add nothing more
+  Status outcome_;                 // why the worker stopped; ok while it works
+  bool finished_ = false;          // the worker will add nothing more
+  std::optional<Status> failure_;  // of the device, found by the reader
   std::optional<PreparedPrompt> new_prompt_;
   SwitchMode new_mode_ = SwitchMode::kPlain;
   double first_frames_seconds_ = 0.0;

@@ -68,7 +68,7 @@ struct RefinerNetwork {
   [[nodiscard]] SparseSrState make_state(const TrainContext& context, const at::Tensor& x,
                                          int64_t group_frames, int64_t kv_len) const {
     return network.make_state(context.ops(), x.size(0), x.size(2) / 2, x.size(3) / 2, group_frames,
-                              kv_len);
+                              kv_len, /*one_ring=*/false);
   }
   /// `steps` Euler steps from noise at sigma 1 to 0 with the dense form.
   [[nodiscard]] at::Tensor sample(const TrainContext& context, const at::Tensor& noise,

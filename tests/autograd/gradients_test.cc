@@ -79,6 +79,7 @@ class MovedExecutor final : public ReferenceExecutor {
     for (auto* parts : {&linear.weights, &linear.biases}) {
       for (Tensor& part : *parts) {
         if (!seen_.insert(part.raw()).second) continue;  // prepared twice
+        kept_.push_back(part);
         part = part.copy();
         seen_.insert(part.raw());
         move(part);
@@ -111,6 +112,7 @@ class MovedExecutor final : public ReferenceExecutor {
   double step_;
   size_t next_ = 0;
   std::set<const void*> seen_;
+  std::vector<Tensor> kept_;  // so that no address in `seen_` comes again
 };
 
 // Results that have a derivative: real numbers that were not rounded to 16 bits.

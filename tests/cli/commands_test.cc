@@ -20,8 +20,9 @@ class CommandsTest : public CliTest {
 };
 
 const std::vector<std::string> kEngineOptions = {
-    "--recipe", "--weights",   "--random-weights", "--weights-seed", "--scale",  "--device",
-    "--dtype",  "--attention", "--memory-limit",   "--threads",      "--window", "--sink"};
+    "--recipe",  "--weights", "--random-weights", "--weights-seed", "--scale",
+    "--device",  "--dtype",   "--attention",      "--memory-limit", "--cuda-graphs",
+    "--overlap", "--threads", "--window",         "--sink"};
 const std::vector<std::string> kStreamOptions = {"--seed",
                                                  "--trim",
                                                  "--condition-noise",
@@ -44,7 +45,7 @@ std::map<std::string, std::vector<std::string>> all_options() {
         "--encoder-preset", "--save-lr", "--enlarge"}},
       {"verify",
        {"files", "--device", "--dtype", "--inject-masks", "--tolerance", "--threads", "--json"}},
-      {"bench", {"--clips", "--no-encode", "--json-file"}},
+      {"bench", {"--clips", "--no-encode", "--json-file", "--operations", "--trace"}},
       {"inspect", {"file", "--tensors", "--count", "--json"}},
       {"convert",
        {"input", "output", "--dtype", "--lora", "--lora-scale", "--shard", "--key", "--output-key",
@@ -204,6 +205,7 @@ TEST_F(CommandsTest, BenchMeasures) {
   const nlohmann::json result = json_of(outcome);
   EXPECT_EQ(outcome.out, read_file(file("result.json")));
   EXPECT_EQ(result["frames_per_clip"], 21);
+  EXPECT_EQ(result["frames_decoded_per_clip"], 24);
   EXPECT_EQ(result["width"], 64);
   EXPECT_GT(result["fps"]["median"], 0.0);
   EXPECT_LE(result["fps"]["min"], result["fps"]["max"]);
@@ -223,6 +225,43 @@ TEST_F(CommandsTest, BenchMeasures) {
   EXPECT_TRUE(is_sentence(run(arguments), 11, "none/result.json"));
   EXPECT_TRUE(is_sentence(run({"-q", "bench", "--clips", "0"}), 2, "--clips"));
   EXPECT_TRUE(is_sentence(run({"-q", "bench", "--chunks", "-1"}), 2, "--chunks"));
+}
+
+TEST_F(CommandsTest, BenchTracesOperations) {
+  const Outcome outcome = run({"-q", "bench", "-r", "./tiny.json", "--clips", "1", "--chunks", "2",
+                               "--no-encode", "--json", "--operations", "--trace", "trace.json"});
+  ASSERT_TRUE(is_success(outcome));
+  const nlohmann::json result = json_of(outcome);
+  double generator_ms = 0.0;
+  std::set<std::string> names;
+  for (const nlohmann::json& row : result["operations"]) {
+    if (row["stage"] == "generator") generator_ms += row["ms"].get<double>();
+    names.insert(row["operation"]);
+    EXPECT_GT(row["calls"], 0);
+    EXPECT_EQ(row["tflops"] > 0.0,
+              row["operation"] == "linear" || row["operation"] == "feed_forward" ||
+                  row["operation"] == "attention" || row["operation"] == "attention_cached" ||
+                  row["operation"] == "block_sparse_attention" || row["operation"] == "conv2d" ||
+                  row["operation"] == "temporal_grow")
+        << row.dump();
+  }
+  for (const char* name : {"linear", "feed_forward", "attention_cached", "qkv_to_cache",
+                           "residual_modulate", "conv2d", "block_sparse_attention"}) {
+    EXPECT_EQ(names.count(name), 1U) << name;
+  }
+  // The trace holds the same operations, inside the stages that ran them.
+  const nlohmann::json trace = nlohmann::json::parse(read_file(file("trace.json")));
+  double stage_ms = 0.0;
+  double operations_ms = 0.0;
+  for (const nlohmann::json& event : trace["traceEvents"]) {
+    if (event["ph"] != "X") continue;
+    EXPECT_GE(event["dur"].get<double>(), 0.0);
+    if (event["tid"] == 2 && event["name"] == "generator") stage_ms += event["dur"].get<double>();
+    if (event["cat"] == "generator") operations_ms += event["dur"].get<double>();
+  }
+  EXPECT_NEAR(operations_ms * 1e-3, generator_ms, 1e-3 * generator_ms);
+  EXPECT_LE(operations_ms, stage_ms);
+  EXPECT_GT(operations_ms, 0.2 * stage_ms);
 }
 
 }  // namespace

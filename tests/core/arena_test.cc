@@ -41,6 +41,50 @@ TEST(ArenaTest, SteadyStateRepeatsAddressesAndAsksForNothing) {
   EXPECT_EQ(arena.stats().live_tensors, 0);
 }
 
+// Memory that grows where it stands, as a GPU's does.
+class GrowingMemory final : public MemorySource {
+ public:
+  static constexpr size_t kMost = size_t{1} << 24;
+  std::byte* allocate(size_t size_bytes) override {
+    EXPECT_LE(size_bytes, kMost);
+    data_ = std::make_unique<std::byte[]>(kMost + 256);
+    auto address = reinterpret_cast<uintptr_t>(data_.get());
+    return data_.get() + (256 - address % 256) % 256;
+  }
+  void free(std::byte* /*data*/, size_t /*size_bytes*/) noexcept override { data_.reset(); }
+  [[nodiscard]] Device device() const override { return {DeviceType::kCpu, 0}; }
+  [[nodiscard]] size_t unit() const override { return 4096; }
+  bool extend(std::byte* /*data*/, size_t size_bytes, size_t more_bytes) override {
+    return size_bytes + more_bytes <= kMost;
+  }
+
+ private:
+  std::unique_ptr<std::byte[]> data_;
+};
+
+TEST(ArenaTest, SlabsGrowWhereTheyStand) {
+  Arena::Options options;
+  options.slab_bytes = 4096;
+  options.extension_bytes = 4096;
+  Arena arena(std::make_shared<GrowingMemory>(), options);
+  Tensor small = arena.allocate(DType::kU8, {4096});
+  const std::byte* begin = small.raw();
+  // Behind a block in use: a new block right after it.
+  Tensor large = arena.allocate(DType::kU8, {100'000});
+  EXPECT_EQ(large.raw(), begin + 4096);
+  // A free block at the end joins what is added.
+  large = Tensor();
+  large = arena.allocate(DType::kU8, {200'000});
+  EXPECT_EQ(large.raw(), begin + 4096);
+  EXPECT_LT(arena.stats().reserved_bytes, 4096U + 200'000 + 4096);
+  // Both released, the whole range is one block again.
+  large = Tensor();
+  small = Tensor();
+  const Tensor all = arena.allocate(DType::kU8, {204'000});
+  EXPECT_EQ(all.raw(), begin);
+  EXPECT_EQ(arena.stats().slab_requests, 3);
+}
+
 TEST(ArenaTest, LiveTensorsNeverOverlap) {
   Arena arena;
   std::mt19937 random(7);

@@ -10,6 +10,7 @@
 
 #include "cuda/sparse_layer.cuh"
 #include "ops/cuda/sparse/block_sparse.h"
+#include "ops/cuda/sparse/window_scatter.h"
 
 namespace ultraflash::cuda {
 namespace {
@@ -113,6 +114,32 @@ void bench_attention(const Layer& layer, const char* lists) {
   std::fflush(stdout);
 }
 
+/// As bench_attention, in e4m3; the buffers of the layer are large enough.
+void bench_attention_fp8(const Layer& layer, const char* lists) {
+  const Buffer scales(static_cast<size_t>(layer.shape.heads) * 4);
+  WindowScatterArgs scatter = layer.scatter_args();
+  scatter.scales = scales.as<float>();
+  // Every slot of the ring holds e4m3 numbers of the scatter's making.
+  check(cudaMemset(layer.k.data(), 0x2e, layer.k.bytes()), "memset");
+  check(cudaMemset(layer.v.data(), 0x2e, layer.v.bytes()), "memset");
+  double ms = time_ms(10, 9, [&](cudaStream_t stream) {
+    check(qkv_to_windows(layer.shape, scatter, stream), "bench");
+  });
+  std::printf("{\"op\": \"qkv_to_windows, e4m3\", \"ms\": %.4f}\n", ms);
+  BlockSparseArgs args = layer.attention_args();
+  args.scales = scales.as<float>();
+  const double pairs = pairs_of(layer);
+  const double flop = pairs * 4.0 * 128.0 * 128.0 * static_cast<double>(layer.shape.head_dim);
+  const int repeats = static_cast<int>(std::clamp(1.5e13 / flop, 1.0, 20.0));
+  ms = time_ms(repeats, 7, [&](cudaStream_t stream) {
+    check(block_sparse_attention(layer.shape, args, SparseKernel::kHopper, stream), "bench");
+  });
+  std::printf(
+      "{\"op\": \"block_sparse_attention, e4m3\", \"lists\": \"%s\", \"pairs\": %.0f, "
+      "\"ms\": %.4f, \"tflops\": %.1f}\n",
+      lists, pairs, ms, flop / ms * 1e-9);
+}
+
 /// Lists of `length` random blocks in range for every tile.
 void even_lists(const Case& c, Layer& layer, int64_t length) {
   const SparseShape& s = layer.shape;
@@ -155,11 +182,14 @@ void bench_shape(const Case& c) {
         "fill_rotary_table");
   const double bytes =
       static_cast<double>(layer.qkv.bytes()) + 3.0 * static_cast<double>(layer.q.bytes());
-  double ms = time_ms(10, 9, [&](cudaStream_t stream) {
-    check(qkv_to_windows(s, layer.scatter_args(), stream), "bench");
-  });
-  std::printf("{\"op\": \"qkv_to_windows\", \"ms\": %.4f, \"tbps\": %.3f}\n", ms,
-              bytes / ms * 1e-9);
+  double ms = 0.0;
+  for (const ScatterTuning& tuning : {ScatterTuning{4}, ScatterTuning{8}}) {
+    ms = time_ms(10, 9, [&](cudaStream_t stream) {
+      check(launch_scatter(s, layer.scatter_args(), tuning, stream), "bench");
+    });
+    std::printf("{\"op\": \"qkv_to_windows\", \"parts\": %d, \"ms\": %.4f, \"tbps\": %.3f}\n",
+                tuning.parts, ms, bytes / ms * 1e-9);
+  }
   for (const float spread : {0.2F, 2.0F}) {
     fill(layer.pooled_q, s.type, 11, spread);
     fill(layer.pooled_k, s.type, 12, 1.0F);
@@ -183,6 +213,9 @@ void bench_shape(const Case& c) {
   bench_attention(layer, "26 per tile");
   even_lists(c, layer, 1 << 20);
   bench_attention(layer, "all in range");
+  bench_attention_fp8(layer, "all in range");
+  even_lists(c, layer, 26);
+  bench_attention_fp8(layer, "26 per tile");
   if (!layer.intact()) fail(std::string(c.name) + ": wrote outside a buffer");
 }
 

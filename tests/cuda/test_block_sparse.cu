@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "cuda/sparse_layer.cuh"
+#include "ops/cuda/quantise.cuh"
 #include "ops/cuda/sparse/block_sparse.h"
 #include "ops/cuda/sparse/sm90_attention.h"
 
@@ -298,26 +299,12 @@ void test_select(const Case& c, Layer& layer, float spread) {
   if (static_cast<double>(differ) > 2e-3 * static_cast<double>(mask.size())) fail("select_blocks");
 }
 
-/// Exact attention of some tiles in f64, P rounded as the kernel does where `round_weights`.
-void test_attention(const Case& c, Layer& layer, int64_t samples, SparseKernel kernel) {
+/// Compares with exact attention of some tiles in f64.
+void expect_attention(const Case& c, const Layer& layer, int64_t samples, const char* name,
+                      const std::vector<float>& q, const std::vector<float>& k,
+                      const std::vector<float>& v, double relative, double absolute) {
   const SparseShape& s = layer.shape;
-  const char* name = kernel == SparseKernel::kHopper ? "attention" : "attention, plain";
-  const auto run = [&] {
-    check(cudaMemset(layer.out.data(), 0xFF, layer.out.bytes()), "cudaMemset");
-    check(block_sparse_attention(s, layer.attention_args(), kernel, nullptr), name);
-    check(cudaDeviceSynchronize(), name);
-  };
-  run();
-  const auto bits = layer.out.host<uint8_t>();
-  run();
-  if (layer.out.host<uint8_t>() != bits) fail(std::string(name) + ": a second run, other bits");
-  const auto ticket = layer.ticket.host<uint32_t>();
-  if (ticket[0] != 0 || ticket[1] != 0) fail(std::string(name) + ": the ticket is not 0");
-
   const auto out = floats(layer.out, s.type);
-  const auto q = floats(layer.q, s.type);
-  const auto k = floats(layer.k, s.type);
-  const auto v = floats(layer.v, s.type);
   const auto indices = layer.indices.host<int32_t>();
   const auto counts = layer.counts.host<int32_t>();
   std::vector<double> want(out.size());
@@ -375,11 +362,151 @@ void test_attention(const Case& c, Layer& layer, int64_t samples, SparseKernel k
       }
     }
   });
+  compare(name, out, want, std::vector<bool>(seen.begin(), seen.end()), relative, absolute);
+}
+
+void test_attention(const Case& c, Layer& layer, int64_t samples, SparseKernel kernel) {
+  const SparseShape& s = layer.shape;
+  const char* name = kernel == SparseKernel::kHopper ? "attention" : "attention, plain";
+  const auto run = [&] {
+    check(cudaMemset(layer.out.data(), 0xFF, layer.out.bytes()), "cudaMemset");
+    check(block_sparse_attention(s, layer.attention_args(), kernel, nullptr), name);
+    check(cudaDeviceSynchronize(), name);
+  };
+  run();
+  const auto bits = layer.out.host<uint8_t>();
+  run();
+  if (layer.out.host<uint8_t>() != bits) fail(std::string(name) + ": a second run, other bits");
+  const auto ticket = layer.ticket.host<uint32_t>();
+  if (ticket[0] != 0 || ticket[1] != 0) fail(std::string(name) + ": the ticket is not 0");
+
   // bf16: the result and the weights are rounded once each; the weights' part averages out over
   // the keys, so the bound is an absolute one of the size of a value of v times 2^-8.
   const bool bf16 = s.type == SparseType::kBF16;
-  compare(name, out, want, std::vector<bool>(seen.begin(), seen.end()), bf16 ? 1.0 / 128 : 1e-5,
-          bf16 ? 6e-3 : 1e-5);
+  expect_attention(c, layer, samples, name, floats(layer.q, s.type), floats(layer.k, s.type),
+                   floats(layer.v, s.type), bf16 ? 1.0 / 128 : 1e-5, bf16 ? 6e-3 : 1e-5);
+}
+
+std::vector<float> from_fp8(const Buffer& buffer) {
+  std::vector<float> values;
+  for (const uint8_t bits : buffer.host<uint8_t>()) {
+    __nv_fp8_e4m3 x;
+    x.__x = bits;
+    values.push_back(static_cast<float>(x));
+  }
+  return values;
+}
+
+/// Preparation and attention in e4m3: q and k to half a step of it, v exactly, means as in bf16,
+/// and attention against the exact one of the e4m3 numbers.
+void test_fp8(const Case& c, Layer& layer) {
+  const SparseShape& s = layer.shape;
+  const Buffer q8(layer.q.bytes() / 2);
+  const Buffer k8(layer.k.bytes() / 2);
+  const Buffer v8(layer.v.bytes() / 2);
+  const Buffer pooled_q(layer.pooled_q.bytes());
+  const Buffer pooled_k(layer.pooled_k.bytes());
+  const Buffer scales(static_cast<size_t>(s.heads) * 4);
+  // Blocks of earlier groups: numbers below 1, none of them a NaN.
+  std::vector<uint8_t> bits(k8.bytes());
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint8_t>(mix(i) & 0xB7);
+  k8.set(bits);
+  v8.set(bits);
+  const std::vector<float> before = from_fp8(k8);
+  pooled_k.set(layer.pooled_k.host<uint8_t>());
+  WindowScatterArgs args = layer.scatter_args();
+  args.q = q8.data();
+  args.k = k8.data();
+  args.v = v8.data();
+  args.pooled_q = pooled_q.data();
+  args.pooled_k = pooled_k.data();
+  args.scales = scales.as<float>();
+  check(qkv_to_windows(s, layer.scatter_args(), nullptr), "qkv_to_windows");
+  check(qkv_to_windows(s, args, nullptr), "qkv_to_windows in e4m3");
+  check(cudaDeviceSynchronize(), "qkv_to_windows in e4m3");
+  if (pooled_q.host<uint8_t>() != layer.pooled_q.host<uint8_t>() ||
+      pooled_k.host<uint8_t>() != layer.pooled_k.host<uint8_t>()) {
+    fail("qkv_to_windows in e4m3: the means differ from those in bf16");
+  }
+  const auto dim = static_cast<size_t>(s.dim());
+  const auto head_scale = [&](const Buffer& norm, size_t head) {
+    const auto weights = norm.host<float>();
+    double top = 0.0;
+    for (size_t i = 0; i < 128; ++i) {
+      top = std::max(top, std::abs(static_cast<double>(weights[head * 128 + i])));
+    }
+    return top * std::sqrt(static_cast<double>(dim)) / 448.0;
+  };
+  std::vector<float> q = from_fp8(q8);
+  std::vector<float> k = from_fp8(k8);
+  const std::vector<float> turned = from_fp8(v8);
+  std::vector<float> v(turned.size());
+  for (size_t i = 0; i < v.size(); ++i) {  // [blocks][128][dim] of [blocks][dim][128]
+    const size_t token = i / dim % 128;
+    v[i] = turned[(i / dim / 128 * dim + i % dim) * 128 + token / 16 * 16 +
+                  static_cast<size_t>(fp8_key_place(static_cast<int>(token % 16)))];
+  }
+  const auto group = [&](size_t row) {  // whether a row of the cache is of this group
+    const auto block = static_cast<int64_t>(row) / 128;
+    const int64_t slot = block / s.spatial_blocks() % s.capacity_blocks;
+    for (int64_t tb = 0; tb < s.query_temporal_blocks(); ++tb) {
+      if ((c.place.first_slot + s.cached_blocks + tb) % s.capacity_blocks == slot) return true;
+    }
+    return false;
+  };
+  double worst = 0.0;
+  int64_t v_wrong = 0;
+  int64_t outside = 0;
+  const std::vector<float> want_q = floats(layer.q, s.type);
+  const std::vector<float> want_k = floats(layer.k, s.type);
+  const std::vector<float> want_v = floats(layer.v, s.type);
+  std::vector<double> scale_q;
+  std::vector<double> scale_k;
+  for (size_t h = 0; h < static_cast<size_t>(s.heads); ++h) {
+    scale_q.push_back(head_scale(layer.norm_q, h));
+    scale_k.push_back(head_scale(layer.norm_k, h));
+  }
+  const auto difference = [&](float got, float want, double scale) {
+    const double d = std::abs(static_cast<double>(got) * scale - static_cast<double>(want));
+    // The bf16 numbers are rounded too.
+    worst = std::max(worst, d / (std::abs(static_cast<double>(want)) / 15.0 + scale / 1000.0));
+  };
+  for (size_t i = 0; i < q.size(); ++i) difference(q[i], want_q[i], scale_q[i % dim / 128]);
+  for (size_t i = 0; i < k.size(); ++i) {
+    if (!group(i / dim)) {
+      if (k[i] != before[i]) ++outside;
+      continue;
+    }
+    difference(k[i], want_k[i], scale_k[i % dim / 128]);
+    __nv_fp8_e4m3 x(want_v[i]);
+    if (static_cast<float>(x) != v[i]) ++v_wrong;
+  }
+  std::printf("  windows in e4m3            worst %.2f of the bound\n", worst);
+  if (!(worst <= 1.0)) fail("qkv_to_windows in e4m3: q or k");
+  if (outside > 0) fail("qkv_to_windows in e4m3: wrote outside the slots of its group");
+  if (v_wrong > 0) fail("qkv_to_windows in e4m3: v differs in " + std::to_string(v_wrong));
+
+  BlockSparseArgs attention = layer.attention_args();
+  attention.q = q8.data();
+  attention.k = k8.data();
+  attention.v = v8.data();
+  attention.scales = scales.as<float>();
+  const auto run = [&] {
+    check(cudaMemset(layer.out.data(), 0xFF, layer.out.bytes()), "cudaMemset");
+    check(block_sparse_attention(s, attention, SparseKernel::kHopper, nullptr), "e4m3");
+    check(cudaDeviceSynchronize(), "attention in e4m3");
+    return layer.out.host<uint8_t>();
+  };
+  const auto first = run();
+  if (run() != first) fail("attention in e4m3: a second run, other bits");
+  const std::vector<float> factors = scales.host<float>();
+  for (size_t i = 0; i < q.size(); ++i) q[i] *= factors[i % dim / 128];
+  // Weights are rounded to four bits; their part averages out over the keys.
+  expect_attention(c, layer, 1 << 20, "attention in e4m3", q, k, v, 1.0 / 16, 5e-2);
+  if (!q8.intact() || !k8.intact() || !v8.intact() || !pooled_q.intact() || !pooled_k.intact() ||
+      !scales.intact()) {
+    fail("in e4m3: wrote outside a buffer");
+  }
 }
 
 void inject(const Case& c, Layer& layer) {
@@ -408,6 +535,7 @@ void test_case(const Case& c, bool hopper) {
   const bool fast = hopper && sm90::attention_supports(c.shape);
   if (fast) test_attention(c, layer, 1 << 20, SparseKernel::kHopper);
   test_attention(c, layer, 1 << 20, SparseKernel::kPlain);
+  if (fast && c.shape.head_dim == 128) test_fp8(c, layer);
   for (const float spread : {0.3F, 3.0F}) test_select(c, layer, spread);
   // In bf16 scores of some hundreds, so that the maximum of a row moves far from block to block.
   fill(layer.q, c.shape.type, 21, c.shape.type == SparseType::kBF16 ? 40.0F : 1.0F);

@@ -1,6 +1,6 @@
-// Kernels over rows that write e4m3: quantisation against the host's, with bias and GELU fused
-// against separate passes; query/key preparation against that in f32; guard zones, the same bits
-// twice. With --bench also their speed. Exit status 77 without a GPU.
+// Kernels over rows that write e4m3: norms, GELU and query/key preparation with quantisation fused
+// against the same in separate passes; guard zones, the same bits twice. With --bench also their
+// speed. Exit status 77 without a GPU.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -40,14 +40,11 @@ struct Fp8Rows {
   [[nodiscard]] bool intact() const { return values.intact() && scales.intact(); }
 };
 
-void quantise(const Buffer& x, int64_t rows, int64_t dim, const Fp8Rows& out,
-              const float* bias = nullptr, Activation activation = Activation::kNone) {
+void quantise(const Buffer& x, int64_t rows, int64_t dim, const Fp8Rows& out) {
   kernels::QuantiseArgs args;
   args.x = x.data();
   args.rows = rows;
   args.dim = dim;
-  args.bias = bias;
-  args.activation = activation;
   args.y = out.values.data();
   args.scales = out.scales.as<float>();
   kernels::quantise_rows(args, nullptr);
@@ -56,10 +53,7 @@ void quantise(const Buffer& x, int64_t rows, int64_t dim, const Fp8Rows& out,
 void test_quantise(int64_t rows, int64_t dim) {
   const auto count = static_cast<size_t>(rows * dim);
   const Buffer x(count * 2);
-  const Buffer y(count * 2);
-  const Buffer bias(static_cast<size_t>(dim) * 4);
   fill(x, kB, 1, 2.0F);
-  fill(bias, kF, 2, 0.5F);
   const Fp8Rows got(rows, dim);
   quantise(x, rows, dim, got);
   synchronize("quantise_rows");
@@ -82,35 +76,126 @@ void test_quantise(int64_t rows, int64_t dim) {
   const std::string name = std::to_string(rows) + " rows of " + std::to_string(dim);
   report(wrong == 0 && got.intact(),
          "quantise_rows, " + name + ": " + std::to_string(wrong) + " differ from the host's");
-
-  const Fp8Rows fused(rows, dim);
-  const Fp8Rows apart(rows, dim);
-  bool equal = true;
-  for (const Activation activation : {Activation::kGeluTanh, Activation::kNone}) {
-    check(cudaMemcpy(y.data(), x.data(), x.bytes(), cudaMemcpyDeviceToDevice), "copy");
-    quantise(x, rows, dim, fused, bias.as<float>(), activation);
-    kernels::finish_product(y.data(), bias.as<float>(), rows, dim, activation, nullptr);
-    quantise(y, rows, dim, apart);
-    synchronize("quantise_rows");
-    equal = equal && same(fused.values, apart.values) && same(fused.scales, apart.scales);
-    if (activation != Activation::kGeluTanh) continue;
-    // GELU itself, of the rounded sum.
-    const std::vector<float> b = bias.host<float>();
-    const std::vector<float> result = floats(y, kB);
-    for (size_t i = 0; i < count; i += 7) {
-      const double v = static_cast<double>(in[i]) + static_cast<double>(b[i % b.size()]);
-      const double want =
-          0.5 * v * (1.0 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
-      if (std::fabs(static_cast<double>(result[i]) - want) > std::fabs(want) / 250.0 + 1e-6) {
-        equal = false;
-      }
-    }
-  }
-  report(equal && fused.intact() && y.intact(), "  fused with bias and GELU, " + name);
 }
 
-// --- query and key preparation
-// --------------------------------------------------------------------
+// GELU of the rounded sum, in place.
+void test_finish(int64_t rows, int64_t dim) {
+  const Buffer y(static_cast<size_t>(rows * dim) * 2);
+  const Buffer bias(static_cast<size_t>(dim) * 4);
+  fill(y, kB, 1, 2.0F);
+  fill(bias, kF, 2, 0.5F);
+  const std::vector<float> in = floats(y, kB);
+  const std::vector<float> b = bias.host<float>();
+  kernels::finish_product(y.data(), bias.as<float>(), rows, dim, Activation::kGeluTanh, nullptr);
+  synchronize("finish_product");
+  const std::vector<float> result = floats(y, kB);
+  int64_t wrong = 0;
+  for (size_t i = 0; i < in.size(); ++i) {
+    const double v = static_cast<double>(in[i]) + static_cast<double>(b[i % b.size()]);
+    const double want =
+        0.5 * v * (1.0 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+    if (!(std::fabs(static_cast<double>(result[i]) - want) <= std::fabs(want) / 250.0 + 1e-6)) {
+      ++wrong;
+    }
+  }
+  report(wrong == 0 && y.intact(), "finish_product, " + std::to_string(rows) + " rows of " +
+                                       std::to_string(dim) + ": " + std::to_string(wrong) + " off");
+}
+
+// --- norms ---------------------------------------------------------------------------------------
+
+struct NormCase {
+  int64_t batch, tokens, dim, vectors;  // `vectors` rows of modulation for each sample
+  bool residual, gate, modulated;
+};
+
+void test_norm(const NormCase& c) {
+  const int64_t rows = c.batch * c.tokens;
+  const auto bytes = static_cast<size_t>(rows * c.dim) * 2;
+  const Buffer x(bytes);
+  const Buffer y(bytes);
+  const Buffer x_out(bytes);
+  const Buffer n(bytes);
+  const Buffer n_first(bytes);
+  const Buffer modulation(static_cast<size_t>(c.batch * c.vectors * 6 * c.dim) * 4);
+  fill(x, kB, 1, 1.5F);
+  fill(y, kB, 2, 1.0F);
+  fill(modulation, kF, 3, 0.4F);
+  kernels::ResidualNormArgs args;
+  args.dtype = DType::kBF16;
+  args.rows = rows;
+  args.dim = c.dim;
+  args.tokens = c.tokens;
+  args.tokens_per_row = c.tokens / c.vectors;
+  args.x = x.data();
+  args.eps = 1e-6F;
+  args.one_plus_scale = c.modulated;
+  const auto vector = [&](int64_t which) {
+    return kernels::RowVectors{modulation.as<float>() + which * c.dim, c.vectors * 6 * c.dim,
+                               6 * c.dim};
+  };
+  if (c.residual) {
+    args.y = y.data();
+    args.x_out = x_out.data();
+    if (c.gate) args.gate = vector(0);
+  }
+  if (c.modulated) {
+    args.scale = vector(1);
+    args.shift = vector(2);
+  }
+  args.n_out = n_first.data();
+  kernels::residual_norm(args, nullptr);
+  args.n_out = n.data();
+  kernels::residual_norm(args, nullptr);
+  synchronize("residual_norm");
+  bool good = same(n, n_first);
+  // The norm itself, of some rows.
+  const std::vector<float> in = floats(x, kB);
+  const std::vector<float> update = floats(y, kB);
+  const std::vector<float> vectors = modulation.host<float>();
+  const std::vector<float> got = floats(n, kB);
+  const std::vector<float> kept = floats(x_out, kB);
+  double worst = 0.0;
+  for (int64_t row = 0; row < rows; row += std::max<int64_t>(rows / 50, 1)) {
+    const int64_t which = row / c.tokens * c.vectors + row % c.tokens / args.tokens_per_row;
+    const float* m = vectors.data() + which * 6 * c.dim;
+    std::vector<double> v(static_cast<size_t>(c.dim));
+    double mean = 0.0;
+    for (int64_t i = 0; i < c.dim; ++i) {
+      const auto at = static_cast<size_t>(row * c.dim + i);
+      double value = static_cast<double>(in[at]);
+      if (c.residual) {
+        value += static_cast<double>(update[at]) * (c.gate ? static_cast<double>(m[i]) : 1.0);
+        if (std::fabs(static_cast<double>(kept[at]) - value) > std::fabs(value) / 250.0 + 1e-6) {
+          good = false;
+        }
+        value = static_cast<double>(kept[at]);
+      }
+      v[static_cast<size_t>(i)] = value;
+      mean += value / static_cast<double>(c.dim);
+    }
+    double variance = 0.0;
+    for (const double value : v) variance += (value - mean) * (value - mean);
+    const double inverse = 1.0 / std::sqrt(variance / static_cast<double>(c.dim) + 1e-6);
+    for (int64_t i = 0; i < c.dim; ++i) {
+      double want = (v[static_cast<size_t>(i)] - mean) * inverse;
+      if (c.modulated) {
+        want = want * (1.0 + static_cast<double>(m[c.dim + i])) +
+               static_cast<double>(m[2 * c.dim + i]);
+      }
+      const double d =
+          std::fabs(static_cast<double>(got[static_cast<size_t>(row * c.dim + i)]) - want);
+      worst = std::max(worst, d / (std::fabs(want) / 250.0 + 1e-5));
+    }
+  }
+  good = good && worst <= 1.0 && n.intact() && x_out.intact();
+  report(good, "norm, " + std::to_string(c.batch) + " x " + std::to_string(c.tokens) + " x " +
+                   std::to_string(c.dim) + ", " + std::to_string(c.vectors) + " vectors" +
+                   (c.residual ? ", residual" : "") + ": worst " + std::to_string(worst) +
+                   " of the bound");
+}
+
+// --- query and key preparation -------------------------------------------------------------------
 
 struct QkvCase {
   int64_t batch, frames, height, width;
@@ -318,19 +403,42 @@ void print(const char* what, int64_t rows, double us, double bytes) {
 }
 
 // Several sets of buffers in turn, so that little is found in the 50 MB of L2.
-void bench(int64_t rows) {
+void bench(int64_t rows, int64_t vectors) {
   constexpr int kSets = 5;
   const int64_t dim = 1536;
   const auto elements = static_cast<double>(rows * dim);
-  const Buffer n(static_cast<size_t>(rows * dim * kSets) * 2);
-  const Buffer n8(n.bytes() / 2);
+  const Buffer x(static_cast<size_t>(rows * dim * kSets) * 2);
+  const Buffer y(x.bytes());
+  const Buffer n(x.bytes());
+  const Buffer n8(x.bytes() / 2);
   const Buffer scales(static_cast<size_t>(rows) * 4);
-  fill(n, kB, 1, 1.0F);
+  const Buffer modulation(static_cast<size_t>(vectors * 3 * dim) * 4);
+  fill(x, kB, 1, 1.0F);
+  fill(y, kB, 2, 1.0F);
+  fill(modulation, kF, 3, 0.01F);
+  kernels::ResidualNormArgs args;
+  args.dtype = DType::kBF16;
+  args.rows = args.tokens = rows;
+  args.dim = dim;
+  args.tokens_per_row = rows / vectors;
+  args.eps = 1e-6F;
+  args.one_plus_scale = true;
+  args.gate = {modulation.as<float>(), 0, 3 * dim};
+  args.scale = {modulation.as<float>() + dim, 0, 3 * dim};
+  args.shift = {modulation.as<float>() + 2 * dim, 0, 3 * dim};
+  double us = microseconds([&](int i) {
+    const int64_t at = i % kSets * rows * dim;
+    args.x = args.x_out = x.as<__nv_bfloat16>() + at;
+    args.y = y.as<__nv_bfloat16>() + at;
+    args.n_out = n.as<__nv_bfloat16>() + at;
+    kernels::residual_norm(args, nullptr);
+  });
+  print("residual, norm, modulation", rows, us, elements * 8.0);
   kernels::QuantiseArgs q;
   q.rows = rows;
   q.dim = dim;
   q.scales = scales.as<float>();
-  double us = microseconds([&](int i) {
+  us = microseconds([&](int i) {
     q.x = n.as<__nv_bfloat16>() + i % kSets * rows * dim;
     q.y = n8.data() + i % kSets * rows * dim;
     kernels::quantise_rows(q, nullptr);
@@ -339,18 +447,12 @@ void bench(int64_t rows) {
   const int64_t wide = 8960;
   const Buffer hidden(static_cast<size_t>(rows * wide) * 2);
   const Buffer hidden8(static_cast<size_t>(rows * wide));
-  const Buffer bias(static_cast<size_t>(wide) * 4);
   fill(hidden, kB, 5, 1.0F);
-  fill(bias, kF, 6, 1.0F);
   q.dim = wide;
   q.x = hidden.data();
   q.y = hidden8.data();
-  for (const bool gelu : {false, true}) {
-    q.activation = gelu ? Activation::kGeluTanh : Activation::kNone;
-    us = microseconds([&](int) { kernels::quantise_rows(q, nullptr); });
-    print(gelu ? "GELU and quantise, 8960" : "quantise, 8960", rows, us,
-          static_cast<double>(rows * wide) * 3.0);
-  }
+  us = microseconds([&](int) { kernels::quantise_rows(q, nullptr); });
+  print("quantise, 8960", rows, us, static_cast<double>(rows * wide) * 3.0);
 }
 
 void bench_qkv() {
@@ -414,6 +516,15 @@ int run(bool with_bench) {
   }
   for (const int64_t dim : {8, 64, 1536, 2048, 2056, 8960, 16384}) test_quantise(37, dim);
   test_quantise(1, 1536);
+  for (const int64_t dim : {8, 1536, 8960}) test_finish(37, dim);
+  for (const NormCase& c :
+       {NormCase{1, 5, 1536, 1, true, true, true}, NormCase{2, 12, 1536, 3, true, true, true},
+        NormCase{1, 4680, 1536, 3, true, true, true}, NormCase{1, 1561, 1536, 1, true, false, true},
+        NormCase{1, 799, 1024, 1, false, false, true}, NormCase{2, 203, 1528, 1, true, true, false},
+        NormCase{1, 77, 2048, 7, true, true, true}, NormCase{1, 113, 2056, 1, true, true, true},
+        NormCase{3, 1, 64, 1, false, false, false}}) {
+    test_norm(c);
+  }
   for (const QkvCase& c :
        {QkvCase{1, 1, 1, 1, 1, 0, 0, 0, 1}, QkvCase{1, 3, 5, 7, 2, 3, 4, 1, 6},
         QkvCase{2, 2, 9, 13, 3, 100000, 1, 0, 3}, QkvCase{1, 3, 30, 52, 12, 18, 6, 0, 12},
@@ -421,8 +532,8 @@ int run(bool with_bench) {
     test_qkv(c);
   }
   if (with_bench) {
-    bench(4680);
-    bench(37440);
+    bench(4680, 3);
+    bench(37440, 1);
     bench_qkv();
     print_epilogues();
   }

@@ -334,6 +334,33 @@ TEST(SparseSrDitTest, CacheLengthLimitsWhatIsSeen) {
   EXPECT_GT(relative_error(third_group(2, 1), third_group(2, 11)), 1e-4);
 }
 
+TEST(SparseSrDitTest, OneRingEqualsACacheALayer) {
+  SrFixture f;
+  const auto group = [&](int64_t frames, uint64_t salt) {
+    return normal(*f.ops, {1, frames, 18, 22, 16}, salt);
+  };
+  const auto stream = [&](bool one_ring) {
+    SparseSrState state = f.network.make_state(*f.ops, 1, 9, 11, 6, 3, one_ring);
+    EXPECT_EQ(state.one_ring(), one_ring);
+    std::vector<Tensor> flows;
+    uint64_t salt = 1;
+    // Full groups until the ring has gone round, then shorter ones and a shorter cache.
+    for (const int64_t frames : {6, 6, 6, 6, 3, 6, 2, 2, 6}) {
+      const int64_t kv_len = salt % 4 == 0 ? 1 : 3;
+      flows.push_back(f.ops->to_host(
+          f.run(group(frames, salt), group(frames, salt + 50), state, kv_len, nullptr)));
+      flows.back() = flows.back().copy();
+      ++salt;
+    }
+    return flows;
+  };
+  const std::vector<Tensor> expected = stream(false);
+  const std::vector<Tensor> got = stream(true);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(relative_error(got[i], expected[i]), 0.0) << "group " << i;
+  }
+}
+
 TEST(SparseSrDitTest, SelectingEverythingIsDenseAttention) {
   SrFixture f;
   // One temporal block of 16 x 16 patches without padding: all four windows see each other.

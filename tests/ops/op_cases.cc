@@ -61,6 +61,16 @@ void add_product_cases(std::vector<OpCase>& cases) {
                          c.executor.linear(c.input({2, 13, 96}, 1), layer, Activation::kGeluTanh)};
                    },
                    5e-6});
+  // The second has more rows than an executor may take at once, and a rest.
+  for (const int64_t rows : {113, 41'001}) {
+    cases.push_back({fmt::format("feed_forward_{}", rows),
+                     [rows](const OpContext& c) {
+                       return std::vector<Tensor>{c.executor.feed_forward(
+                           c.input({1, rows, 16}, 1), c.linear({40}, 16, true, 2),
+                           Activation::kGeluTanh, c.linear({24}, 40, true, 3))};
+                     },
+                     5e-6});
+  }
   cases.push_back({"temporal_pool", [](const OpContext& c) {
                      return std::vector<Tensor>{c.executor.temporal_pool(
                          c.input({2, 6, 3, 5, 8}, 1), c.linear({8}, 16, false, 2), 2)};

@@ -56,19 +56,28 @@ CudaExecutor::CudaExecutor(const CudaOptions& options, std::unique_ptr<Blas> bla
       fp8_(options.fp8_products),
       fp8_attention_(options.fp8_attention),
       name_(std::move(name)),
+      graphs_(options.graphs),
       blas_(std::move(blas)),
       cudnn_(std::move(cudnn)) {
   int major = 0;
   UF_CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
   UF_CUDA_TRY(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device_));
   hopper_ = major == 9 && !plain_;
-  UF_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  int least = 0;
+  int greatest = 0;
+  UF_CUDA_TRY(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  UF_CUDA_TRY(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking,
+                                           options.urgent ? greatest : least));
+  UF_CUDA_TRY(cudaStreamCreateWithPriority(&copy_stream_, cudaStreamNonBlocking, greatest));
+  events_ = std::make_shared<EventPool>();
   uploader_ = std::make_unique<Uploader>(stream_);
   Arena::Options arena;
   arena.limit_bytes = options.memory_limit_bytes;
   arena.guard_bytes = options.guard_bytes;
   arena.slab_bytes = kSlabBytes;
-  arena_ = std::make_unique<Arena>(device_memory(device_), arena);
+  arena_ = std::make_unique<Arena>(cuda::device_memory(device_), arena);
+  pass_arena_ = std::make_unique<Arena>(cuda::device_memory(device_), arena);
+  current_arena_ = arena_.get();
   host_arena_ = std::make_unique<Arena>(pinned_memory());
   workspace_ = arena_->allocate(DType::kU8, {kWorkspaceBytes});
   sparse_ticket_ = zeros(DType::kI32, {2});
@@ -77,7 +86,9 @@ CudaExecutor::CudaExecutor(const CudaOptions& options, std::unique_ptr<Blas> bla
 CudaExecutor::~CudaExecutor() {
   // What is queued may still read memory that goes back now.
   static_cast<void>(cudaStreamSynchronize(stream_));
+  static_cast<void>(cudaStreamSynchronize(copy_stream_));
   uploader_.reset();
+  static_cast<void>(cudaStreamDestroy(copy_stream_));
   static_cast<void>(cudaStreamDestroy(stream_));
 }
 
@@ -124,7 +135,11 @@ void CudaExecutor::use_device() const {
   current = device_;
 }
 
-void CudaExecutor::synchronize() { UF_CUDA_TRY(cudaStreamSynchronize(stream_)); }
+void CudaExecutor::synchronize() {
+  use_device();
+  UF_CUDA_TRY(cudaStreamSynchronize(stream_));
+  UF_CUDA_TRY(cudaStreamSynchronize(copy_stream_));
+}
 
 void CudaExecutor::update_place(ChunkPlace& place) {
   if (!place.device.defined()) {
@@ -149,7 +164,7 @@ void CudaExecutor::update_place(GroupPlace& place) {
   numbers.first_slot = place.first_slot;
   numbers.cached_blocks = place.cached_blocks;
   numbers.capacity_blocks = place.capacity_blocks;
-  group_rotary_ = Tensor();
+  group_rotary_filled_ = false;
   kernels::store_place(numbers, place.device.mutable_raw(), stream_);
 }
 
@@ -157,7 +172,7 @@ void CudaExecutor::update_place(GroupPlace& place) {
 
 Tensor CudaExecutor::do_empty(DType dtype, const Shape& shape) {
   use_device();
-  return arena_->allocate(dtype, shape);
+  return current_arena_->allocate(dtype, shape);
 }
 
 Tensor CudaExecutor::upload(const Tensor& host, DType dtype) {

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -38,10 +39,26 @@ class CudaConv final : public PreparedWeight {
 
   DType compute = DType::kF32;
   Tensor weight;
+  Tensor enlarged;  // for frames that are enlarged first, where conv_sm90.h takes them
   Tensor bias;
   Tensor bias_f32;
   int64_t out = 0;
   int64_t stored_out = 0;
+};
+
+/// Events that are used again; shared with the moments that hold them.
+class EventPool {
+ public:
+  EventPool() = default;
+  EventPool(const EventPool&) = delete;
+  EventPool& operator=(const EventPool&) = delete;
+  ~EventPool();
+  [[nodiscard]] cudaEvent_t take();
+  void give_back(cudaEvent_t event) noexcept;
+
+ private:
+  std::mutex mutex_;
+  std::vector<cudaEvent_t> free_;
 };
 
 class CudaExecutor final : public Executor {
@@ -52,8 +69,14 @@ class CudaExecutor final : public Executor {
 
   [[nodiscard]] Device device() const override { return {DeviceType::kCuda, device_}; }
   [[nodiscard]] std::string description() const override { return name_; }
-  [[nodiscard]] Arena::Stats memory() const override { return arena_->stats(); }
+  [[nodiscard]] Arena::Stats memory() const override;
+  [[nodiscard]] DeviceMemoryInfo device_memory() const override;
   void synchronize() override;
+  [[nodiscard]] bool queues() const override { return true; }
+  [[nodiscard]] std::shared_ptr<Moment> moment() override;
+  void wait_for(const std::shared_ptr<Moment>& other) override;
+  [[nodiscard]] Tensor to_host_later(const Tensor& x, std::shared_ptr<Moment>& ready) override;
+  void repeat(std::unique_ptr<Recording>& recording, FunctionRef<void()> work) override;
   void update_place(ChunkPlace& place) override;
   void update_place(GroupPlace& place) override;
 
@@ -66,6 +89,8 @@ class CudaExecutor final : public Executor {
   void do_prepare(Linear& linear, const PrepareOptions& options) override;
   void do_prepare(Conv& conv, const PrepareOptions& options) override;
   Tensor do_linear(const Tensor& x, const Linear& weight, Activation activation) override;
+  Tensor do_feed_forward(const Tensor& x, const Linear& first, Activation activation,
+                         const Linear& second) override;
   Tensor do_temporal_pool(const Tensor& x, const Linear& weight, int64_t frames) override;
   Tensor do_temporal_grow(const Tensor& x, const Linear& weight, int64_t frames) override;
   Tensor do_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -88,6 +113,8 @@ class CudaExecutor final : public Executor {
                              int64_t tokens_per_frame, const ChunkPlace& place) override;
   Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                       const AttentionOptions& options) override;
+  WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks, const WindowShape& window,
+                              int64_t dim, int64_t heads) override;
   WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,
                                     float eps, const WindowGrid& grid, int64_t heads,
                                     const GroupPlace& place, WindowCache& cache) override;
@@ -123,12 +150,24 @@ class CudaExecutor final : public Executor {
   Tensor upload(const Tensor& host, DType dtype);
   void use_device() const;
 
+  // cuda_queue.cc
+  [[nodiscard]] std::shared_ptr<Moment> moment_of(cudaStream_t stream);
+  void record_graph(cudaGraphExec_t& graph, FunctionRef<void()> work);
+
   // cuda_products.cc
   Tensor joined_parts(const std::vector<Tensor>& parts, DType dtype);
-  bool product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
-                      int64_t out, Activation activation, const Tensor& y);
+  /// Rows in e4m3 with a scale each.
+  struct Fp8Rows {
+    Tensor values;
+    Tensor scales;
+  };
+  Fp8Rows fp8_rows(const Tensor& x, int64_t rows, int64_t dim);
+  void product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
+                      const Tensor& y);
   void product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in, int64_t out,
                Activation activation, const Tensor& y);
+  /// By the kernels of conv_sm90.h, where they take it.
+  bool convolution_sm90(const Tensor& x, const Conv& conv, const Conv2dOptions& options, Tensor& y);
   Tensor convolution(const Tensor& x, const CudaConv& weight, int64_t kernel_h, int64_t kernel_w,
                      const Padding& padding, int64_t stride, Activation activation,
                      const Tensor& residual);
@@ -159,16 +198,23 @@ class CudaExecutor final : public Executor {
   bool hopper_ = false;
   int multiprocessors_ = 0;
   std::string name_;
+  bool graphs_;                   // repeat() records
+  int64_t recordings_epoch_ = 0;  // graphs of an older one are void
   cudaStream_t stream_ = nullptr;
+  cudaStream_t copy_stream_ = nullptr;
+  std::shared_ptr<EventPool> events_;
   std::unique_ptr<Blas> blas_;
   std::unique_ptr<Cudnn> cudnn_;
   std::unique_ptr<Uploader> uploader_;
   std::unique_ptr<Arena> arena_;
+  // What repeat() works in. Recorded graphs hold its addresses, so nothing else may live there.
+  std::unique_ptr<Arena> pass_arena_;
+  Arena* current_arena_ = nullptr;     // one of the two
   std::unique_ptr<Arena> host_arena_;  // page-locked, for results
   Tensor workspace_;
   std::vector<Rotary> rotary_;
   Tensor group_rotary_;  // of the group that update_place saw last
-  const std::byte* group_rotary_place_ = nullptr;
+  bool group_rotary_filled_ = false;
   Tensor sparse_ticket_;  // what CTAs of block-sparse attention draw their tiles from
 };
 

@@ -11,7 +11,8 @@
 
 namespace ultraflash::cuda {
 
-/// Memory of one GPU by cudaMalloc.
+/// Memory of one GPU, for one arena: a range that grows where it stands, where the driver can do
+/// that, else plain allocations.
 std::shared_ptr<MemorySource> device_memory(int device);
 
 /// Page-locked host memory, which the GPU reads and writes at full speed.

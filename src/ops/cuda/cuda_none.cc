@@ -1,4 +1,12 @@
 #include "ops/cuda/cuda_executor.h"
+#include "ops/profiler_range.h"
+
+namespace ultraflash {
+
+ProfilerRange::ProfilerRange(const char* /*name*/) {}
+ProfilerRange::~ProfilerRange() = default;
+
+}  // namespace ultraflash
 
 namespace ultraflash::cuda {
 

@@ -1,18 +1,17 @@
 // Matrix products and convolutions: cuBLASLt and cuDNN where they take the shape, else own kernels.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/check.h"
+#include "ops/cuda/conv_sm90.h"
 #include "ops/cuda/cuda_error.h"
 #include "ops/cuda/cuda_impl.h"
 
 namespace ultraflash::cuda {
 namespace {
 
-// Products in fp8: width from which on weights are quantised, and rows from which on it pays. Time
-// modulation and text, which every token depends on, have fewer rows.
-constexpr int64_t kLeastFp8 = 1024;
-constexpr int64_t kLeastFp8Rows = 1024;
+constexpr int64_t kLeastFp8 = 1024;  // width from which on weights are quantised
 
 constexpr int64_t kChannelUnit = 8;  // of bf16: 16 bytes, what tensor-core kernels load at once
 
@@ -57,7 +56,9 @@ void reorder_taps(const Tensor& weight, const Tensor& result) {
 size_t CudaLinear::size_bytes() const {
   return size_of(weight) + size_of(bias) + size_of(bias_f32) + size_of(weight8) + size_of(scales8);
 }
-size_t CudaConv::size_bytes() const { return size_of(weight) + size_of(bias) + size_of(bias_f32); }
+size_t CudaConv::size_bytes() const {
+  return size_of(weight) + size_of(enlarged) + size_of(bias) + size_of(bias_f32);
+}
 
 // The parts stacked along the first axis, on the GPU.
 Tensor CudaExecutor::joined_parts(const std::vector<Tensor>& parts, DType dtype) {
@@ -87,7 +88,7 @@ void CudaExecutor::do_prepare(Linear& linear, const PrepareOptions& options) {
     prepared->weight = joined_parts(linear.weights, options.compute);
   }
   // The products of a transformer block; small ones are no faster in fp8.
-  if (fp8_ && !options.streamed && options.compute == DType::kBF16 &&
+  if (fp8_ && !options.streamed && !options.few_rows && options.compute == DType::kBF16 &&
       linear.in_features >= kLeastFp8 && linear.out_features >= kLeastFp8 &&
       linear.in_features % 16 == 0 && linear.out_features % 16 == 0 &&
       kernels::quantises(linear.in_features)) {
@@ -100,6 +101,7 @@ void CudaExecutor::do_prepare(Linear& linear, const PrepareOptions& options) {
     args.y = prepared->weight8.mutable_raw();
     args.scales = reinterpret_cast<float*>(prepared->scales8.mutable_raw());
     kernels::quantise_rows(args, stream_);
+    prepared->weight = Tensor();  // in stream order: what takes its place is written later
   }
   synchronize();  // other executors' streams read it
   linear.prepared = std::move(prepared);
@@ -125,6 +127,16 @@ void CudaExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
     reorder_taps<float>(source, ordered);
   }
   prepared->weight = upload(ordered, options.compute);
+  if (hopper_ && !plain_ && options.compute == DType::kBF16 &&
+      conv.weight.shape() == Shape{64, 64, 3, 3}) {
+    const Tensor exact =
+        conv.weight.contiguous() ? conv.weight.to(DType::kF32) : conv.weight.copy().to(DType::kF32);
+    const Tensor taps = Tensor::zeros(DType::kF32, {64, 9, 64});
+    reorder_taps<float>(exact, taps);
+    const Tensor enlarged = Tensor::zeros(DType::kF32, {64, 16, 64});
+    sm90::enlarged_weights(floats(taps), reinterpret_cast<float*>(enlarged.mutable_raw()));
+    prepared->enlarged = upload(enlarged, options.compute);
+  }
   if (conv.bias.defined()) {
     const Tensor bias = Tensor::zeros(DType::kF32, {prepared->stored_out});
     bias.slice(0, 0, prepared->out).assign(conv.bias.to(DType::kF32));
@@ -135,54 +147,59 @@ void CudaExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
   conv.prepared = std::move(prepared);
 }
 
-bool CudaExecutor::product_in_fp8(const Tensor& x, int64_t rows, const CudaLinear& weight,
-                                  int64_t in, int64_t out, Activation activation, const Tensor& y) {
-  const Tensor x8 = do_empty(DType::kF8E4M3, {rows, in});
-  const Tensor scales = do_empty(DType::kF32, {rows});
-  auto* x_scales = reinterpret_cast<float*>(scales.mutable_raw());
-  kernels::QuantiseArgs quantise;
-  quantise.x = x.raw();
-  quantise.rows = rows;
-  quantise.dim = in;
-  quantise.y = x8.mutable_raw();
-  quantise.scales = x_scales;
-  kernels::quantise_rows(quantise, stream_);
+CudaExecutor::Fp8Rows CudaExecutor::fp8_rows(const Tensor& x, int64_t rows, int64_t dim) {
+  Fp8Rows made{do_empty(DType::kF8E4M3, {rows, dim}), do_empty(DType::kF32, {rows})};
+  kernels::QuantiseArgs args;
+  args.x = x.raw();
+  args.rows = rows;
+  args.dim = dim;
+  args.y = made.values.mutable_raw();
+  args.scales = reinterpret_cast<float*>(made.scales.mutable_raw());
+  kernels::quantise_rows(args, stream_);
+  return made;
+}
+
+void CudaExecutor::product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
+                                  const Tensor& y) {
   ProductArgs args;
   args.dtype = DType::kBF16;
-  args.x = x8.raw();
+  args.x = x.values.raw();
   args.w = weight.weight8.raw();
-  args.x_scales = x_scales;
+  args.x_scales = floats(x.scales);
   args.w_scales = floats(weight.scales8);
   args.y = y.mutable_raw();
-  args.rows = rows;
-  args.in = in;
-  args.out = out;
+  args.rows = x.values.dim(0);
+  args.in = weight.weight8.dim(1);
+  args.out = weight.weight8.dim(0);
   args.bias = bytes(weight.bias);
   args.activation = activation;
   void* workspace = workspace_.mutable_raw();
   const size_t size = workspace_.size_bytes();
-  if (blas_->fuses(args.dtype, activation) && blas_->product(args, workspace, size, stream_)) {
-    return true;
-  }
+  if (blas_->fuses(args.dtype, activation) && blas_->product(args, workspace, size, stream_))
+    return;
   args.activation = Activation::kNone;
   if (activation != Activation::kNone && blas_->product(args, workspace, size, stream_)) {
-    kernels::finish_product(y.mutable_raw(), nullptr, rows, out, activation, stream_);
-    return true;
+    kernels::finish_product(y.mutable_raw(), nullptr, args.rows, args.out, activation, stream_);
+    return;
   }
   args.bias = nullptr;
-  if (!blas_->product(args, workspace, size, stream_)) return false;
-  if (weight.bias.defined() || activation != Activation::kNone) {
-    kernels::finish_product(y.mutable_raw(), floats(weight.bias_f32), rows, out, activation,
-                            stream_);
+  if (!blas_->product(args, workspace, size, stream_)) {
+    throw_error(
+        StatusCode::kUnsupported,
+        "cuBLASLt has no product in fp8 of {} rows with a weight [{}, {}]; use --dtype bf16",
+        args.rows, args.out, args.in);
   }
-  return true;
+  if (weight.bias.defined() || activation != Activation::kNone) {
+    kernels::finish_product(y.mutable_raw(), floats(weight.bias_f32), args.rows, args.out,
+                            activation, stream_);
+  }
 }
 
 void CudaExecutor::product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in,
                            int64_t out, Activation activation, const Tensor& y) {
   if (rows * out == 0) return;
-  if (weight.weight8.defined() && rows >= kLeastFp8Rows &&
-      product_in_fp8(x, rows, weight, in, out, activation, y)) {
+  if (weight.weight8.defined()) {
+    product_in_fp8(fp8_rows(x, rows, in), weight, activation, y);
     return;
   }
   const Tensor w =
@@ -315,12 +332,49 @@ Tensor CudaExecutor::convolution(const Tensor& x, const CudaConv& weight, int64_
   return y;
 }
 
+bool CudaExecutor::convolution_sm90(const Tensor& x, const Conv& conv, const Conv2dOptions& options,
+                                    Tensor& y) {
+  const auto& prepared = static_cast<const CudaConv&>(*conv.prepared);
+  const Padding& pad = options.padding;
+  if (!hopper_ || plain_ || options.residual.defined() || x.dtype() != DType::kBF16 ||
+      prepared.compute != DType::kBF16 || x.dim(0) != 1 || x.dim(4) != 64 || !x.contiguous() ||
+      conv.weight.dim(2) != 3 || conv.weight.dim(3) != 3 ||
+      conv.weight.dim(1) != (options.with_memory ? 128 : 64) ||
+      (prepared.stored_out != 64 && prepared.stored_out != 8) || options.stride != 1 ||
+      pad.top != 1 || pad.bottom != 1 || pad.left != 1 || pad.right != 1 || options.upsample > 2 ||
+      (options.upsample == 2 && (options.with_memory || !prepared.enlarged.defined())) ||
+      (options.activation != Activation::kNone && options.activation != Activation::kRelu)) {
+    return false;
+  }
+  const Shape shape{1, x.dim(1), x.dim(2) * options.upsample, x.dim(3) * options.upsample,
+                    prepared.out};
+  sm90::ConvArgs args;
+  args.input = options.with_memory     ? sm90::ConvInput::kWithPast
+               : options.upsample == 2 ? sm90::ConvInput::kEnlarged
+                                       : sm90::ConvInput::kFrame;
+  args.x = x.raw();
+  args.past = bytes(options.memory);
+  args.weight = options.upsample == 2 ? prepared.enlarged.raw() : prepared.weight.raw();
+  args.bias = floats(prepared.bias_f32);
+  args.frames = x.dim(1);
+  args.height = x.dim(2);
+  args.width = x.dim(3);
+  args.channels = prepared.out;
+  args.relu = options.activation == Activation::kRelu;
+  if (!sm90::conv_supports(args)) return false;
+  y = do_empty(DType::kBF16, shape);
+  args.y = y.mutable_raw();
+  UF_CUDA_TRY(sm90::convolve(args, multiprocessors_, stream_));
+  return true;
+}
+
 Tensor CudaExecutor::do_conv2d(const Tensor& x_any, const Conv& weight,
                                const Conv2dOptions& options) {
   const auto& prepared = static_cast<const CudaConv&>(*weight.prepared);
   const Tensor x = x_any.dtype() == prepared.compute ? x_any : do_cast(x_any, prepared.compute);
   UF_CHECK(!options.memory.defined() || options.memory.dtype() == x.dtype(),
            "conv2d: memory {} beside x {}", options.memory.to_string(), x.to_string());
+  if (Tensor y; convolution_sm90(x, weight, options, y)) return y;
   Tensor input = x;
   if (options.with_memory || options.upsample > 1) {
     kernels::GatherArgs gather;

@@ -22,8 +22,11 @@ const SparsePlace* place_of(const GroupPlace& place) {
 SparseShape shape_of(const Tensor& q, int64_t dim, const WindowGrid& grid, int64_t heads,
                      const GroupPlace& place) {
   SparseShape shape;
-  if (q.dtype() != DType::kF32 && q.dtype() != DType::kBF16) refuse_dtype(q.dtype());
-  shape.type = q.dtype() == DType::kBF16 ? SparseType::kBF16 : SparseType::kF32;
+  // Attention in e4m3 is bf16 around it.
+  if (q.dtype() != DType::kF32 && q.dtype() != DType::kBF16 && q.dtype() != DType::kF8E4M3) {
+    refuse_dtype(q.dtype());
+  }
+  shape.type = q.dtype() == DType::kF32 ? SparseType::kF32 : SparseType::kBF16;
   shape.batch = q.dim(0);
   shape.heads = heads;
   shape.head_dim = dim / heads;
@@ -61,23 +64,44 @@ BlockMask CudaExecutor::empty_lists(const Shape& shape) {
   return mask;
 }
 
+WindowCache CudaExecutor::do_window_cache(DType dtype, int64_t batch, int64_t blocks,
+                                          const WindowShape& window, int64_t dim, int64_t heads) {
+  if (!fp8_attention_ || dtype != DType::kBF16) {
+    return Executor::do_window_cache(dtype, batch, blocks, window, dim, heads);
+  }
+  if (dim != heads * 128 || window.tokens() != 128) {
+    throw_error(StatusCode::kUnsupported,
+                "attention in fp8 takes heads of 128 and windows of 128 tokens; this model has {} "
+                "and {}",
+                dim / heads, window.tokens());
+  }
+  return {do_empty(DType::kF8E4M3, {batch, blocks, window.tokens(), dim}),
+          do_empty(DType::kF8E4M3, {batch, blocks, dim, window.tokens()}),
+          do_empty(dtype, {batch, blocks, dim}), do_empty(DType::kF32, {heads})};
+}
+
 WindowedQueries CudaExecutor::do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q,
                                                 const Tensor& norm_k, float eps,
                                                 const WindowGrid& grid, int64_t heads,
                                                 const GroupPlace& place, WindowCache& cache) {
   const int64_t dim = qkv.dim(2) / 3;
   const SparseShape shape = shape_of(qkv, dim, grid, heads, place);
-  // The table of a group serves all its layers; update_place drops it.
+  // The table of a group serves all its layers: their places differ in the slots alone. It lives
+  // beside what repeat() works in, and is filled there, so that every replay fills it anew.
   const auto wanted = static_cast<int64_t>(rotary_table_bytes(shape));
-  if (!group_rotary_.defined() || group_rotary_.numel() != wanted ||
-      group_rotary_place_ != place.device.raw()) {
-    group_rotary_ = do_empty(DType::kU8, {wanted});
-    group_rotary_place_ = place.device.raw();
+  if (!group_rotary_.defined() || group_rotary_.numel() < wanted) {
+    group_rotary_ = arena_->allocate(DType::kU8, {wanted});
+    group_rotary_filled_ = false;
+    ++recordings_epoch_;  // those recorded before read the old one
+  }
+  if (!group_rotary_filled_) {
     UF_CUDA_TRY(fill_rotary_table(shape, place_of(place),
                                   reinterpret_cast<float*>(group_rotary_.mutable_raw()), stream_));
+    group_rotary_filled_ = true;
   }
   WindowedQueries queries;
-  queries.q = do_empty(qkv.dtype(), {shape.batch, grid.blocks(), grid.window.tokens(), dim});
+  const bool fp8 = cache.k.dtype() == DType::kF8E4M3;
+  queries.q = do_empty(cache.k.dtype(), {shape.batch, grid.blocks(), grid.window.tokens(), dim});
   queries.pooled = do_empty(qkv.dtype(), {shape.batch, grid.blocks(), dim});
   WindowScatterArgs args;
   args.qkv = qkv.raw();
@@ -91,6 +115,7 @@ WindowedQueries CudaExecutor::do_qkv_to_windows(const Tensor& qkv, const Tensor&
   args.k = cache.k.mutable_raw();
   args.v = cache.v.mutable_raw();
   args.pooled_k = cache.pooled_k.mutable_raw();
+  if (fp8) args.scales = reinterpret_cast<float*>(cache.scales.mutable_raw());
   UF_CUDA_TRY(cuda::qkv_to_windows(shape, args, stream_));
   return queries;
 }
@@ -139,13 +164,16 @@ Tensor CudaExecutor::do_block_sparse_attention(const WindowedQueries& queries,
                                                const GroupPlace& place) {
   const int64_t dim = queries.q.dim(3);
   const SparseShape shape = shape_of(queries.q, dim, grid, heads, place);
-  Tensor out = do_empty(queries.q.dtype(), {shape.batch, grid.grid.tokens(), dim});
+  const bool fp8 = queries.q.dtype() == DType::kF8E4M3;
+  Tensor out =
+      do_empty(fp8 ? DType::kBF16 : queries.q.dtype(), {shape.batch, grid.grid.tokens(), dim});
   BlockSparseArgs args;
   args.q = queries.q.raw();
   args.k = cache.k.raw();
   args.v = cache.v.raw();
   args.lists = lists_of(mask);
   args.place = place_of(place);
+  if (fp8) args.scales = reinterpret_cast<const float*>(cache.scales.raw());
   args.out = out.mutable_raw();
   args.ticket = reinterpret_cast<uint32_t*>(sparse_ticket_.mutable_raw());
   const SparseKernel kernel = plain_ ? SparseKernel::kPlain : SparseKernel::kAuto;

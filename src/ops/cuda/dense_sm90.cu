@@ -77,16 +77,18 @@ __device__ __forceinline__ void produce_dense(const DenseParams& p, const CUtens
     const int head = segment.tile / p.query_blocks;
     const int q_row = segment.tile % p.query_blocks * kBlock;
 #pragma unroll 1
-    for (int i = 0; i < segment.count; ++i) {
-      produce_block<TILES, L>(
-          k_map, v_map, base, ring, (segment.first + i) * kBlock, head, p.heads, [&] {
-            if (i != 0) return;
-            // The first keys go ahead of the queries, whose place is freed last.
-            barrier_wait(base + L::q_empty(), q_parity ^ 1);
-            q_parity ^= 1;
-            barrier_arrive_expect(base + L::q_full(), L::kTileBytes);
-            copy_box(base + L::kQ, q_map, 0, q_row, head * TILES::kBoxes, base + L::q_full());
-          });
+    for (int i = 0; i <= segment.count; ++i) {
+      const int row = (segment.first + i) * kBlock;
+      produce_slot<TILES, L>(k_map, v_map, base, ring, i < segment.count ? row : -1,
+                             i > 0 ? row - kBlock : -1, head, p.heads, [&] {
+                               if (i != 0) return;
+                               // The first keys go ahead of the queries, whose place is freed last.
+                               barrier_wait(base + L::q_empty(), q_parity ^ 1);
+                               q_parity ^= 1;
+                               barrier_arrive_expect(base + L::q_full(), L::kTileBytes);
+                               copy_box(base + L::kQ, q_map, 0, q_row, head * TILES::kBoxes,
+                                        base + L::q_full());
+                             });
       ring.advance();
     }
   }

@@ -97,6 +97,9 @@ __device__ inline float block_max(float x, float* scratch) {
 
 inline unsigned ceil_div(int64_t a, int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
 
+/// Whether packs of 16 bytes may be read and written at `p`.
+inline bool packable(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
 /// CTAs of 256 threads that walk `count` items with a grid stride.
 inline unsigned grid_for(int64_t count) {
   const int64_t blocks = (count + 255) / 256;

@@ -117,12 +117,9 @@ void convolve(const ConvArgs& args, cudaStream_t stream);
 /// Whether quantise_rows takes rows of this length.
 bool quantises(int64_t dim);
 /// bf16 rows -> e4m3 rows and f32 scales [rows]: a row is about y * scale, its largest element 448.
-/// With a bias [dim] or an activation, of activation(x + bias), rounded to bf16 first.
 struct QuantiseArgs {
   const void* x = nullptr;
   int64_t rows = 0, dim = 0;
-  const float* bias = nullptr;
-  Activation activation = Activation::kNone;
   void* y = nullptr;
   float* scales = nullptr;
 };

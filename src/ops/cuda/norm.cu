@@ -129,11 +129,10 @@ __global__ void residual_norm_plain(ResidualNormArgs a) {
 }
 
 // Packs of floats of modulation rows are read 16 bytes at a time.
-bool packable(const RowVectors& v) {
+bool vectors_packable(const RowVectors& v) {
   return reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && v.batch_stride % 4 == 0 &&
          v.row_stride % 4 == 0;
 }
-bool packable(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // One warp per row for short rows, else a CTA: x * factor(row) * weight, then SiLU if asked.
 enum class Kind { kRms, kChannel };
@@ -225,8 +224,8 @@ void residual_norm(const ResidualNormArgs& args, cudaStream_t stream) {
     constexpr int N = 16 / static_cast<int>(sizeof(T));
     const auto rows = static_cast<unsigned>(args.rows);
     if (args.dim % N == 0 && args.dim / N <= 1024 && packable(args.x) && packable(args.y) &&
-        packable(args.x_out) && packable(args.n_out) && packable(args.gate) &&
-        packable(args.scale) && packable(args.shift)) {
+        packable(args.x_out) && packable(args.n_out) && vectors_packable(args.gate) &&
+        vectors_packable(args.scale) && vectors_packable(args.shift)) {
       residual_norm_packed<T, N><<<rows, threads_for(args.dim, N), 0, stream>>>(args);
     } else {
       residual_norm_plain<T><<<rows, 256, 0, stream>>>(args);

@@ -2,12 +2,13 @@
 // embedding, k and v written to their place in the cache; in e4m3 with v transposed where attention
 // wants that. One pass over qkv; bound by bytes.
 //
-// One CTA per token, a pair of elements per thread and step. Angles of height and width come from a
-// table; those of time are worked out in f64 once per CTA, since their positions have no bound.
+// Angles of height and width come from a table; those of time are worked out in f64 once per CTA,
+// since their positions have no bound. A CTA takes two tokens, a thread 16 bytes of each of q, k
+// and v, all loaded before anything waits. Where a row or a head does not divide like that, one CTA
+// per token, a pair of elements per thread and step.
 //
-// For e4m3 a CTA takes 16 tokens whose rows of the cache are a group of 16, a thread 8 columns of
-// q, k and v: first v, whose 16 tokens are the 16 bytes that e4m3 has next to each other, then q
-// and k, four tokens at a time while the next four are loaded.
+// In e4m3 other CTAs of the launch take v, 16 tokens each whose rows of the cache are a group of
+// 16, a thread 8 columns: 16 tokens are the 16 bytes that e4m3 has next to each other.
 #include "ops/cuda/quantise.cuh"
 
 namespace ultraflash::cuda::kernels {
@@ -16,12 +17,23 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMaxPairs = 512;  // of a head
 constexpr int kColumns = 8;     // of a thread
-constexpr int kGroup = 16;      // tokens of a CTA
-constexpr int kAtOnce = 4;      // of them, of q and k
+constexpr int kGroup = 16;      // tokens of a CTA that takes v in e4m3
+constexpr int kTokens = 2;      // of any other
 constexpr int kMaxWarps = 32;
 
 __device__ const PlaceNumbers& numbers(const void* place) {
   return *static_cast<const PlaceNumbers*>(place);
+}
+
+// Cosine and sine of frame * frequency: reduced in f64, so that late frames are as exact as early
+// ones.
+__device__ float2 time_factor(int64_t frame, double frequency) {
+  constexpr double kPerRadian = 0.15915494309189535;  // turns
+  const double turns = static_cast<double>(frame) * frequency * kPerRadian;
+  float s;
+  float c;
+  sincospif(static_cast<float>(2.0 * (turns - rint(turns))), &s, &c);
+  return {c, s};
 }
 
 // Cosine and sine of every pair of a head at one position.
@@ -30,10 +42,7 @@ __device__ void fill_factors(const RotaryTable& r, int64_t frame, int64_t row, i
   const int pairs = r.pairs_time + 2 * r.pairs_space;
   for (int j = static_cast<int>(threadIdx.x); j < pairs; j += static_cast<int>(blockDim.x)) {
     if (j < r.pairs_time) {
-      double s;
-      double c;
-      sincos(static_cast<double>(frame) * r.frequency[j], &s, &c);
-      factors[j] = {static_cast<float>(c), static_cast<float>(s)};
+      factors[j] = time_factor(frame, r.frequency[j]);
     } else if (j < r.pairs_time + r.pairs_space) {
       factors[j] =
           reinterpret_cast<const float2*>(r.height)[row * r.pairs_space + j - r.pairs_time];
@@ -107,12 +116,14 @@ __global__ void __launch_bounds__(kThreads) to_cache_kernel(QkvArgs a, int64_t c
               static_cast<T*>(a.v) + row * a.dim);
 }
 
-/// Sums 8 values over the warp: lane l ends with the total of value l / 4.
-__device__ __forceinline__ float sum_each(float (&x)[8]) {
+/// Sums COUNT values (a power of two) over the warp: lane l ends with the total of value
+/// l / (32 / COUNT).
+template <int COUNT>
+__device__ __forceinline__ float sum_each(float (&x)[COUNT]) {
   const unsigned lane = threadIdx.x % 32;
   unsigned step = 16;
 #pragma unroll
-  for (int half = 4; half >= 1; half /= 2, step /= 2) {
+  for (int half = COUNT / 2; half >= 1; half /= 2, step /= 2) {
     const bool upper = (lane & step) != 0;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
@@ -121,8 +132,9 @@ __device__ __forceinline__ float sum_each(float (&x)[8]) {
       x[i] = mine + __shfl_xor_sync(0xFFFFFFFFU, other, step);
     }
   }
-  x[0] += __shfl_xor_sync(0xFFFFFFFFU, x[0], 2);
-  return x[0] + __shfl_xor_sync(0xFFFFFFFFU, x[0], 1);
+#pragma unroll
+  for (; step >= 1; step /= 2) x[0] += __shfl_xor_sync(0xFFFFFFFFU, x[0], step);
+  return x[0];
 }
 
 /// Where a CTA stands: rows [begin, end) of a sample's cache within a group of 16 of a frame.
@@ -207,156 +219,177 @@ __device__ __forceinline__ void write_values(const QkvArgs& a, const GroupRows& 
   store_values(a, rows, cache_tokens, column, words);
 }
 
-template <int MAX_THREADS, int CTAS>
-__global__ void __launch_bounds__(MAX_THREADS, CTAS)
-    fp8_kernel(const __grid_constant__ QkvArgs a, int64_t cache_tokens, int groups) {
-  __shared__ float2 time_factors[kMaxPairs];
-  __shared__ __align__(16) float partial[2][2 * kAtOnce][kMaxWarps];
-  const GroupRows rows = group_rows(a, groups);
-  if (rows.begin >= rows.end) return;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int column = thread * kColumns;
-  const bool active = column < a.dim;
-  const int64_t tokens = a.grid.frames * a.grid.height * a.grid.width;
-  // Of the token at row 0 of the cache, had it one.
-  const int64_t token0 =
-      rows.sample * tokens + rows.frame * a.grid.height * a.grid.width - rows.frame_row;
-  const bf16* source = static_cast<const bf16*>(a.qkv) + token0 * 3 * a.dim + column;
-
-  struct Lines {
-    Pack<bf16, kColumns> q[kAtOnce], k[kAtOnce];
-  };
-  const auto fetch = [&](Lines& lines, int first) {
-#pragma unroll
-    for (int t = 0; t < kAtOnce; ++t) {
-      const int64_t row = rows.group + first + t;
-      if (active && row >= rows.begin && row < rows.end) {
-        const bf16* from = source + row * 3 * a.dim;
-        lines.q[t] = *reinterpret_cast<const Pack<bf16, kColumns>*>(from);
-        lines.k[t] = *reinterpret_cast<const Pack<bf16, kColumns>*>(from + a.dim);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) lines.q[t].x[i] = lines.k[t].x[i] = as<bf16>(0.0F);
-      }
-    }
-  };
-  Lines now;
-  fetch(now, 0);
-  const RotaryTable& r = a.rotary;
-  for (int j = thread; j < r.pairs_time; j += static_cast<int>(blockDim.x)) {
-    double sine;
-    double cosine;
-    sincos(static_cast<double>(rows.position) * r.frequency[j], &sine, &cosine);
-    time_factors[j] = {static_cast<float>(cosine), static_cast<float>(sine)};
-  }
-  for (int i = thread; i < 2 * 2 * kAtOnce * kMaxWarps; i += static_cast<int>(blockDim.x)) {
-    (&partial[0][0][0])[i] = 0.0F;
-  }
-  if (active) write_values(a, rows, cache_tokens, column, source + 2 * a.dim);
-
-  float weight_q[kColumns];
-  float weight_k[kColumns];
+// What q and k of N columns of a head are multiplied by so that e4m3 holds them: 16 threads to a
+// head of 128.
+__device__ __forceinline__ void to_fp8_weights(const QkvArgs& a, bool active, float (&q)[kColumns],
+                                               float (&k)[kColumns]) {
+  float top_q = 0.0F;
+  float top_k = 0.0F;
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
-    weight_q[i] = active ? a.norm_q[column + i] : 0.0F;
-    weight_k[i] = active ? a.norm_k[column + i] : 0.0F;
+    top_q = fmaxf(top_q, fabsf(q[i]));
+    top_k = fmaxf(top_k, fabsf(k[i]));
+  }
+#pragma unroll
+  for (int step = 8; step >= 1; step /= 2) {
+    top_q = fmaxf(top_q, __shfl_xor_sync(0xFFFFFFFFU, top_q, step));
+    top_k = fmaxf(top_k, __shfl_xor_sync(0xFFFFFFFFU, top_k, step));
   }
   const auto size = static_cast<float>(a.dim);
-  {  // 16 threads to a head
-    float top_q = 0.0F;
-    float top_k = 0.0F;
+  const float scale_q = fp8_head_scale(top_q, size);
+  const float scale_k = fp8_head_scale(top_k, size);
+  // Every CTA writes the same numbers.
+  if (active && threadIdx.x % 16 == 0) a.scales[threadIdx.x / 16] = scale_q * scale_k;
+  const float factor_q = 1.0F / scale_q;
+  const float factor_k = 1.0F / scale_k;
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      top_q = fmaxf(top_q, fabsf(weight_q[i]));
-      top_k = fmaxf(top_k, fabsf(weight_k[i]));
-    }
-#pragma unroll
-    for (int step = 8; step >= 1; step /= 2) {
-      top_q = fmaxf(top_q, __shfl_xor_sync(0xFFFFFFFFU, top_q, step));
-      top_k = fmaxf(top_k, __shfl_xor_sync(0xFFFFFFFFU, top_k, step));
-    }
-    const float scale_q = fp8_head_scale(top_q, size);
-    const float scale_k = fp8_head_scale(top_k, size);
-    // Every CTA writes the same numbers.
-    if (active && thread % 16 == 0) a.scales[thread / 16] = scale_q * scale_k;
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      weight_q[i] /= scale_q;
-      weight_k[i] /= scale_k;
+  for (int i = 0; i < kColumns; ++i) {
+    q[i] *= factor_q;
+    k[i] *= factor_k;
+  }
+}
+
+template <typename T, bool FP8, int MAX_THREADS, int CTAS>
+__global__ void __launch_bounds__(MAX_THREADS, CTAS)
+    packed_kernel(const __grid_constant__ QkvArgs a, int64_t cache_tokens, int groups,
+                  int value_ctas) {
+  constexpr int N = 16 / static_cast<int>(sizeof(T));
+  __shared__ float2 time_factors[kTokens][kMaxPairs / kTokens];
+  __shared__ __align__(16) float partial[2 * kTokens][kMaxWarps];
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int column = thread * N;
+  const bool active = column < a.dim;
+  const int64_t per_frame = a.grid.height * a.grid.width;
+  const int64_t tokens = a.grid.frames * per_frame;
+  const auto* qkv = static_cast<const T*>(a.qkv);
+  if constexpr (FP8) {
+    if (static_cast<int>(blockIdx.x) < value_ctas) {
+      const GroupRows rows = group_rows(a, groups);
+      // Of the token at row 0 of the cache, had it one.
+      const int64_t token0 = rows.sample * tokens + rows.frame * per_frame - rows.frame_row;
+      if (rows.begin < rows.end && active) {
+        write_values(a, rows, cache_tokens, column, qkv + token0 * 3 * a.dim + 2 * a.dim + column);
+      }
+      return;
     }
   }
-  const int pair = column % a.head_dim / 2;
-  const auto width = static_cast<int>(a.grid.width);
+  const int64_t first = (int64_t{blockIdx.x} - value_ctas) * kTokens;
+  Pack<T, N> q[kTokens];
+  Pack<T, N> k[kTokens];
+  Pack<T, N> v[kTokens];
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    if (active && first + t < a.batch * tokens) {
+      const T* from = qkv + (first + t) * 3 * a.dim + column;
+      q[t] = *reinterpret_cast<const Pack<T, N>*>(from);
+      k[t] = *reinterpret_cast<const Pack<T, N>*>(from + a.dim);
+      if constexpr (!FP8) v[t] = *reinterpret_cast<const Pack<T, N>*>(from + 2 * a.dim);
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) q[t].x[i] = k[t].x[i] = as<T>(0.0F);
+    }
+  }
+  float weight_q[N] = {};
+  float weight_k[N] = {};
+  if (active) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      weight_q[i] = a.norm_q[column + i];
+      weight_k[i] = a.norm_k[column + i];
+    }
+  }
+  if constexpr (FP8) to_fp8_weights(a, active, weight_q, weight_k);
+  const PlaceNumbers& place = numbers(a.place);
+  const RotaryTable& r = a.rotary;
+  for (int j = thread; j < kTokens * r.pairs_time; j += static_cast<int>(blockDim.x)) {
+    const int64_t frame = (first + j / r.pairs_time) % tokens / per_frame;
+    const int64_t position =
+        place.first_frame + (place.position_period > 0 ? frame % place.position_period : frame);
+    time_factors[j / r.pairs_time][j % r.pairs_time] =
+        time_factor(position, r.frequency[j % r.pairs_time]);
+  }
   const int warps = static_cast<int>(blockDim.x) / 32;
+  for (int i = thread; i < 2 * kTokens * kMaxWarps; i += static_cast<int>(blockDim.x)) {
+    if (i % kMaxWarps >= warps) partial[i / kMaxWarps][i % kMaxWarps] = 0.0F;
+  }
+  float squares[2 * kTokens] = {};
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      squares[t] += as_float(q[t].x[i]) * as_float(q[t].x[i]);
+      squares[kTokens + t] += as_float(k[t].x[i]) * as_float(k[t].x[i]);
+    }
+  }
+  constexpr int kLanes = 32 / (2 * kTokens);  // that end with the same total
+  const float total = sum_each(squares);
+  if (thread % kLanes == 0) partial[thread % 32 / kLanes][thread / 32] = total;
   __syncthreads();
-
-  // All rounds at once need more registers than there are.
-#pragma unroll 1
-  for (int first = 0; first < kGroup; first += kAtOnce) {
-    Lines next;
-    if (first + kAtOnce < kGroup) fetch(next, first + kAtOnce);
-    float squares[2 * kAtOnce];
-#pragma unroll
-    for (int t = 0; t < kAtOnce; ++t) {
-      squares[t] = squares[kAtOnce + t] = 0.0F;
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) {
-        const float q = as_float(now.q[t].x[i]);
-        const float k = as_float(now.k[t].x[i]);
-        squares[t] += q * q;
-        squares[kAtOnce + t] += k * k;
-      }
+  if (!active) return;
+  const auto size = static_cast<float>(a.dim);
+  const auto inverse_of = [&](const float(&sums)[kMaxWarps]) {
+    float square = 0.0F;
+    for (int w = 0; w < warps; w += 4) {
+      const float4 x = *reinterpret_cast<const float4*>(&sums[w]);
+      square += (x.x + x.y) + (x.z + x.w);
     }
-    // Two buffers in turn, so that one barrier is enough.
-    auto& totals = partial[first / kAtOnce % 2];
-    const float total = sum_each(squares);
-    if (thread % 4 == 0) totals[thread % 32 / 4][thread / 32] = total;
-    __syncthreads();
+    return 1.0F / sqrtf(square / size + a.eps);
+  };
+  const int pair = column % a.head_dim / 2;
 #pragma unroll
-    for (int t = 0; t < kAtOnce; ++t) {
-      const int64_t row = rows.group + first + t;
-      if (!active || row < rows.begin || row >= rows.end) continue;
-      float square_q = 0.0F;
-      float square_k = 0.0F;
-      for (int w = 0; w < warps; w += 4) {
-        const float4 x = *reinterpret_cast<const float4*>(&totals[t][w]);
-        const float4 y = *reinterpret_cast<const float4*>(&totals[kAtOnce + t][w]);
-        square_q += (x.x + x.y) + (x.z + x.w);
-        square_k += (y.x + y.y) + (y.z + y.w);
-      }
-      const float inverse_q = 1.0F / sqrtf(square_q / size + a.eps);
-      const float inverse_k = 1.0F / sqrtf(square_k / size + a.eps);
-      const auto in_frame = static_cast<int>(row - rows.frame_row);
-      const float2* vertical =
-          reinterpret_cast<const float2*>(r.height) + in_frame / width * r.pairs_space;
-      const float2* horizontal =
-          reinterpret_cast<const float2*>(r.width) + in_frame % width * r.pairs_space;
-      float q[kColumns];
-      float k[kColumns];
+  for (int t = 0; t < kTokens; ++t) {
+    const int64_t token = first + t;
+    if (token >= a.batch * tokens) return;
+    const float inverse_q = inverse_of(partial[t]);
+    const float inverse_k = inverse_of(partial[kTokens + t]);
+    const auto in_sample = static_cast<int>(token % tokens);
+    const auto frame = in_sample / static_cast<int>(per_frame);
+    const auto in_frame = in_sample % static_cast<int>(per_frame);
+    const auto width = static_cast<int>(a.grid.width);
+    const float2* vertical =
+        reinterpret_cast<const float2*>(r.height) + in_frame / width * r.pairs_space;
+    const float2* horizontal =
+        reinterpret_cast<const float2*>(r.width) + in_frame % width * r.pairs_space;
+    float q_out[N];
+    float k_out[N];
 #pragma unroll
-      for (int i = 0; i < kColumns / 2; ++i) {
-        const int at = pair + i;
-        const int in_space = at - r.pairs_time;
-        const float2 f = in_space < 0               ? time_factors[at]
-                         : in_space < r.pairs_space ? __ldg(vertical + in_space)
-                                                    : __ldg(horizontal + in_space - r.pairs_space);
-        const auto turn = [&](const Pack<bf16, kColumns>& in, const float(&weight)[kColumns],
-                              float inverse, float(&out)[kColumns]) {
-          const float x = as_float(in.x[2 * i]) * inverse * weight[2 * i];
-          const float y = as_float(in.x[2 * i + 1]) * inverse * weight[2 * i + 1];
-          out[2 * i] = x * f.x - y * f.y;
-          out[2 * i + 1] = y * f.x + x * f.y;
-        };
-        turn(now.q[t], weight_q, inverse_q, q);
-        turn(now.k[t], weight_k, inverse_k, k);
-      }
-      const int64_t q_at = (token0 + row) * a.dim + column;
-      const int64_t k_at = (rows.sample * cache_tokens + row) * a.dim + column;
-      using Out = Pack<uint8_t, kColumns>;
-      *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.q) + q_at) = to_fp8(q, 1.0F);
-      *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.k) + k_at) = to_fp8(k, 1.0F);
+    for (int i = 0; i < N / 2; ++i) {
+      const int at = pair + i;
+      const int in_space = at - r.pairs_time;
+      const float2 f = in_space < 0               ? time_factors[t][at]
+                       : in_space < r.pairs_space ? __ldg(vertical + in_space)
+                                                  : __ldg(horizontal + in_space - r.pairs_space);
+      const auto turn = [&](const Pack<T, N>& in, const float(&weight)[N], float inverse,
+                            float(&out)[N]) {
+        const float x = as_float(in.x[2 * i]) * inverse * weight[2 * i];
+        const float y = as_float(in.x[2 * i + 1]) * inverse * weight[2 * i + 1];
+        out[2 * i] = x * f.x - y * f.y;
+        out[2 * i + 1] = y * f.x + x * f.y;
+      };
+      turn(q[t], weight_q, inverse_q, q_out);
+      turn(k[t], weight_k, inverse_k, k_out);
     }
-    if (first + kAtOnce < kGroup) now = next;
+    int64_t slot = place.first_slot + frame;
+    if (slot >= place.ring_end) slot = place.ring_begin + (slot - place.ring_end);
+    const int64_t row = token / tokens * cache_tokens + slot * per_frame + in_frame;
+    const int64_t q_at = token * a.dim + column;
+    const int64_t k_at = row * a.dim + column;
+    if constexpr (FP8) {
+      using Out = Pack<uint8_t, N>;
+      *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.q) + q_at) = to_fp8(q_out, 1.0F);
+      *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.k) + k_at) = to_fp8(k_out, 1.0F);
+    } else {
+      Pack<T, N> q_pack;
+      Pack<T, N> k_pack;
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        q_pack.x[i] = as<T>(q_out[i]);
+        k_pack.x[i] = as<T>(k_out[i]);
+      }
+      *reinterpret_cast<Pack<T, N>*>(static_cast<T*>(a.q) + q_at) = q_pack;
+      *reinterpret_cast<Pack<T, N>*>(static_cast<T*>(a.k) + k_at) = k_pack;
+      *reinterpret_cast<Pack<T, N>*>(static_cast<T*>(a.v) + k_at) = v[t];
+    }
   }
 }
 
@@ -380,26 +413,43 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
   const int64_t tokens = args.batch * args.grid.tokens();
   if (tokens * args.dim == 0) return;
   check(args);
+  const auto token_ctas = static_cast<unsigned>((tokens + kTokens - 1) / kTokens);
   if (args.scales != nullptr) {
     require(args.dtype == DType::kBF16 && args.head_dim == 128 && args.dim <= 8192,
             "attention in e4m3: bf16 before it and heads of 128, of at most 64");
     const int64_t threads = (args.dim / kColumns + 31) / 32 * 32;
     const int64_t groups = args.grid.height * args.grid.width / kGroup + 2;
+    const auto value_ctas = static_cast<unsigned>(args.batch * args.grid.frames * groups);
     const auto go = [&](auto kernel) {
-      kernel<<<static_cast<unsigned>(args.batch * args.grid.frames * groups),
-               static_cast<unsigned>(threads), 0, stream>>>(args, cache_tokens,
-                                                            static_cast<int>(groups));
+      kernel<<<value_ctas + token_ctas, static_cast<unsigned>(threads), 0, stream>>>(
+          args, cache_tokens, static_cast<int>(groups), static_cast<int>(value_ctas));
     };
     if (threads <= 192) {
-      go(fp8_kernel<192, 2>);
+      go(packed_kernel<bf16, true, 192, 3>);
     } else {
-      go(fp8_kernel<1024, 1>);
+      go(packed_kernel<bf16, true, 1024, 1>);
     }
   } else {
     with_type(args.dtype, [&](auto tag) {
       using T = decltype(tag);
-      to_cache_kernel<T>
-          <<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(args, cache_tokens);
+      constexpr int N = 16 / static_cast<int>(sizeof(T));
+      const int64_t threads = (args.dim / N + 31) / 32 * 32;
+      if (args.dim % N != 0 || args.head_dim % N != 0 || threads > 1024 ||
+          args.rotary.pairs_time > kMaxPairs / kTokens || !packable(args.qkv) ||
+          !packable(args.q) || !packable(args.k) || !packable(args.v)) {
+        to_cache_kernel<T>
+            <<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(args, cache_tokens);
+        return;
+      }
+      const auto go = [&](auto kernel) {
+        kernel<<<token_ctas, static_cast<unsigned>(threads), 0, stream>>>(
+            args, cache_tokens, /*groups=*/0, /*value_ctas=*/0);
+      };
+      if (threads <= 192) {
+        go(packed_kernel<T, false, 192, 3>);
+      } else {
+        go(packed_kernel<T, false, 1024, 1>);
+      }
     });
   }
   UF_CUDA_LAUNCHED();

@@ -17,12 +17,10 @@ __device__ __forceinline__ float apply_fast(Activation activation, float x) {
 }
 
 // A row stays in registers between the search for its largest element and the conversion, CHUNKS
-// packs of 8 a thread: one warp per row up to 2048 elements, else one CTA. With FINISH the row is
-// activation(x + bias), rounded to bf16 before anything else.
-template <int CHUNKS, bool WARP, bool FINISH>
+// packs of 8 a thread: one warp per row up to 2048 elements, else one CTA.
+template <int CHUNKS, bool WARP>
 __global__ void __launch_bounds__(kThreads)
-    quantise_kernel(const bf16* x, int64_t rows, int dim, const float* bias, Activation activation,
-                    uint8_t* y, float* scales) {
+    quantise_kernel(const bf16* x, int64_t rows, int dim, uint8_t* y, float* scales) {
   __shared__ float scratch[32];
   const int64_t row =
       WARP ? int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32 : int64_t{blockIdx.x};
@@ -43,13 +41,7 @@ __global__ void __launch_bounds__(kThreads)
     const int at = (c * threads + thread) * kPack;
     if (at >= dim) continue;
 #pragma unroll
-    for (int i = 0; i < kPack; ++i) {
-      if (FINISH) {
-        const float b = bias != nullptr ? bias[at + i] : 0.0F;
-        v[c].x[i] = as<bf16>(apply_fast(activation, as_float(v[c].x[i]) + b));
-      }
-      top = fmaxf(top, fabsf(as_float(v[c].x[i])));
-    }
+    for (int i = 0; i < kPack; ++i) top = fmaxf(top, fabsf(as_float(v[c].x[i])));
   }
   const Fp8Scale scale = fp8_scale(WARP ? warp_max(top) : block_max(top, scratch));
   if (thread == 0) scales[row] = scale.scale;
@@ -81,50 +73,35 @@ __global__ void finish_kernel(bf16* y, const float* bias, int64_t dim, Activatio
   }
 }
 
-template <bool FINISH>
-void launch(const QuantiseArgs& a, cudaStream_t stream) {
-  const auto* x = static_cast<const bf16*>(a.x);
-  auto* y = static_cast<uint8_t*>(a.y);
-  const int dim = static_cast<int>(a.dim);
-  const int packs = dim / kPack;
-  const auto go = [&](auto kernel, unsigned ctas, unsigned threads) {
-    kernel<<<ctas, threads, 0, stream>>>(x, a.rows, dim, a.bias, a.activation, y, a.scales);
-  };
-  if (packs <= kMostChunks * 32) {
-    const unsigned ctas = ceil_div(a.rows, kThreads / 32);
-    if (packs <= 64) {
-      go(quantise_kernel<2, true, FINISH>, ctas, kThreads);
-    } else if (packs <= 192) {
-      go(quantise_kernel<6, true, FINISH>, ctas, kThreads);
-    } else {
-      go(quantise_kernel<8, true, FINISH>, ctas, kThreads);
-    }
-    return;
-  }
-  const auto ctas = static_cast<unsigned>(a.rows);
-  const auto threads_of = [&](int chunks) {
-    return static_cast<unsigned>((packs + chunks * 32 - 1) / (chunks * 32) * 32);
-  };
-  if (packs <= 5 * kThreads) {
-    go(quantise_kernel<5, false, FINISH>, ctas, threads_of(5));
-  } else {
-    go(quantise_kernel<kMostChunks, false, FINISH>, ctas, threads_of(kMostChunks));
-  }
-}
-
 }  // namespace
 
 bool quantises(int64_t dim) {
   return dim % kPack == 0 && dim <= int64_t{kMostChunks} * kThreads * kPack;
 }
 
-void quantise_rows(const QuantiseArgs& args, cudaStream_t stream) {
-  if (args.rows * args.dim == 0) return;
-  require(quantises(args.dim), "quantise_rows: rows of at most 16384, a multiple of 8");
-  if (args.bias != nullptr || args.activation != Activation::kNone) {
-    launch<true>(args, stream);
+void quantise_rows(const QuantiseArgs& a, cudaStream_t stream) {
+  if (a.rows * a.dim == 0) return;
+  require(quantises(a.dim), "quantise_rows: rows of at most 16384, a multiple of 8");
+  const int dim = static_cast<int>(a.dim);
+  const int packs = dim / kPack;
+  const auto go = [&](auto kernel, unsigned ctas, unsigned threads) {
+    kernel<<<ctas, threads, 0, stream>>>(static_cast<const bf16*>(a.x), a.rows, dim,
+                                         static_cast<uint8_t*>(a.y), a.scales);
+  };
+  const unsigned ctas = ceil_div(a.rows, kThreads / 32);
+  const auto threads_of = [&](int chunks) {
+    return static_cast<unsigned>((packs + chunks * 32 - 1) / (chunks * 32) * 32);
+  };
+  if (packs <= 64) {
+    go(quantise_kernel<2, true>, ctas, kThreads);
+  } else if (packs <= 192) {
+    go(quantise_kernel<6, true>, ctas, kThreads);
+  } else if (packs <= kMostChunks * 32) {
+    go(quantise_kernel<kMostChunks, true>, ctas, kThreads);
+  } else if (packs <= 5 * kThreads) {
+    go(quantise_kernel<5, false>, static_cast<unsigned>(a.rows), threads_of(5));
   } else {
-    launch<false>(args, stream);
+    go(quantise_kernel<kMostChunks, false>, static_cast<unsigned>(a.rows), threads_of(kMostChunks));
   }
   UF_CUDA_LAUNCHED();
 }

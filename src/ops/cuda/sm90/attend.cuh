@@ -1,14 +1,16 @@
 // The pipeline of attention on sm_90a, dense and block-sparse, bf16 and e4m3.
 //
-// A CTA has one producer warp, which copies Q, and K and V of key blocks into rings in shared
+// A CTA has one producer warp, which copies Q, and K and V of key blocks into a ring in shared
 // memory, and two consumer warpgroups of 64 queries each. Per key block a consumer computes
 // S = Q K^T (both operands in shared memory), P = exp2(S c - shift) in f32, and O += P V with P
-// from registers. O += P V of one block and S of the next are issued together, and the consumers
-// take turns: while one computes exponentials, the other keeps the tensor cores busy.
+// from registers. O += P V of one block and S of the next are issued together, so a slot of the
+// ring holds K of a block and V of the one before. The consumers take turns: while one computes
+// exponentials, the other keeps the tensor cores busy. In bf16 those bound the loop; in e4m3, where
+// a consumer's own instructions do, it goes on as soon as S is there, while O += P V still runs.
 //
 // Shared memory at head_dim 128: Q 32 KiB + 3 x (K 32 KiB + V 32 KiB) in bf16, half of it per tile
-// and 6 stages in e4m3. Registers: 232 or 240 per consumer thread (S 64, O 64 and in e4m3 64 more,
-// P 32 or 16), 40 or 24 per producer thread. Structure after FlashAttention-3 (arXiv 2407.08608),
+// and 6 slots in e4m3. Registers: 232 or 240 per consumer thread (S 64, O 64 and in e4m3 64 more,
+// P 32 or 24), 40 or 24 per producer thread. Structure after FlashAttention-3 (arXiv 2407.08608),
 // sections 3.1 and 3.2; the lazy shift is that of FlashAttention-4 taken further.
 #pragma once
 
@@ -29,7 +31,7 @@ struct AttentionLayout {
   static constexpr uint32_t kK = kTileBytes;
   static constexpr uint32_t kV = kK + kStages * kTileBytes;
   static constexpr uint32_t kBarriers = kV + kStages * kTileBytes;
-  static constexpr uint32_t kBarrierCount = 2 + 4 * kStages;  // full and empty of Q, K and V
+  static constexpr uint32_t kBarrierCount = 2 + 2 * kStages;  // full and empty of Q and the slots
   static constexpr uint32_t kExtra = kBarriers + 8 * kBarrierCount;
   static constexpr uint32_t kBytes = kExtra + EXTRA;
   static constexpr uint32_t kAlign = 1024;  // of the swizzle
@@ -38,10 +40,8 @@ struct AttentionLayout {
 
   static constexpr uint32_t q_full() { return kBarriers; }
   static constexpr uint32_t q_empty() { return kBarriers + 8; }
-  static constexpr uint32_t k_full(int s) { return kBarriers + 8 * (2 + s); }
-  static constexpr uint32_t k_empty(int s) { return kBarriers + 8 * (2 + kStages + s); }
-  static constexpr uint32_t v_full(int s) { return kBarriers + 8 * (2 + 2 * kStages + s); }
-  static constexpr uint32_t v_empty(int s) { return kBarriers + 8 * (2 + 3 * kStages + s); }
+  static constexpr uint32_t full(int s) { return kBarriers + 8 * (2 + s); }
+  static constexpr uint32_t empty(int s) { return kBarriers + 8 * (2 + kStages + s); }
 };
 
 /// Place in a ring of barriers: index and parity of the phase to wait for.
@@ -67,39 +67,38 @@ __device__ __forceinline__ void init_barriers(uint32_t base, const CUtensorMap* 
   barrier_init(base + LAYOUT::q_full(), 1);
   barrier_init(base + LAYOUT::q_empty(), kConsumerWarps);
   for (int s = 0; s < LAYOUT::kStages; ++s) {
-    barrier_init(base + LAYOUT::k_full(s), 1);
-    barrier_init(base + LAYOUT::k_empty(s), kConsumerWarps);
-    barrier_init(base + LAYOUT::v_full(s), 1);
-    barrier_init(base + LAYOUT::v_empty(s), kConsumerWarps);
+    barrier_init(base + LAYOUT::full(s), 1);
+    barrier_init(base + LAYOUT::empty(s), kConsumerWarps);
   }
   fence_barrier_init();
 }
 
-/// One thread of the producer warp copies a key block: its K, then what `between` copies, then V.
-/// In bf16 K and V are rows [row, row + 128) of a head; in e4m3 V is block row / 128 of it.
+/// One thread of the producer warp fills a slot: K of the block at row `key`, then what `between`
+/// copies, then V of the block at row `value`; -1: none. In bf16 a block is rows [row, row + 128)
+/// of a head; in e4m3 its V is block row / 128.
 template <class TILES, class LAYOUT, class Between>
-__device__ __forceinline__ void produce_block(const CUtensorMap* k_map, const CUtensorMap* v_map,
-                                              uint32_t base, const RingPlace<TILES::kStages>& ring,
-                                              int row, int head, int heads,
-                                              const Between& between) {
-  const uint32_t k_full = base + LAYOUT::k_full(ring.stage);
-  const uint32_t v_full = base + LAYOUT::v_full(ring.stage);
-  barrier_wait(base + LAYOUT::k_empty(ring.stage), ring.parity ^ 1);
-  barrier_arrive_expect(k_full, LAYOUT::kTileBytes);
-  copy_box(base + LAYOUT::kK + ring.stage * LAYOUT::kTileBytes, k_map, 0, row, head * TILES::kBoxes,
-           k_full);
+__device__ __forceinline__ void produce_slot(const CUtensorMap* k_map, const CUtensorMap* v_map,
+                                             uint32_t base, const RingPlace<TILES::kStages>& ring,
+                                             int key, int value, int head, int heads,
+                                             const Between& between) {
+  const uint32_t full = base + LAYOUT::full(ring.stage);
+  barrier_wait(base + LAYOUT::empty(ring.stage), ring.parity ^ 1);
+  barrier_arrive_expect(full, ((key >= 0 ? 1 : 0) + (value >= 0 ? 1 : 0)) * LAYOUT::kTileBytes);
+  if (key >= 0) {
+    copy_box(base + LAYOUT::kK + ring.stage * LAYOUT::kTileBytes, k_map, 0, key,
+             head * TILES::kBoxes, full);
+  }
   between();
-  barrier_wait(base + LAYOUT::v_empty(ring.stage), ring.parity ^ 1);
-  barrier_arrive_expect(v_full, LAYOUT::kTileBytes);
+  if (value < 0) return;
   const uint32_t v = base + LAYOUT::kV + ring.stage * LAYOUT::kTileBytes;
   if constexpr (TILES::kRun > 0) {
-    copy_box(v, v_map, 0, 0, row / kBlock * heads + head, v_full);
+    copy_box(v, v_map, 0, 0, value / kBlock * heads + head, full);
   } else {
-    copy_box(v, v_map, 0, row, head * TILES::kBoxes, v_full);
+    copy_box(v, v_map, 0, value, head * TILES::kBoxes, full);
   }
 }
 
-/// A consumer warpgroup and its places in the rings.
+/// A consumer warpgroup and its place in the ring.
 template <class TILES, class LAYOUT>
 struct Consumer {
   static constexpr int kStages = TILES::kStages;
@@ -110,8 +109,7 @@ struct Consumer {
   // Named barriers 1 and 2: "consumer i may use the tensor cores"; its partner arrives, it waits.
   uint32_t mine;
   uint32_t partner;
-  RingPlace<kStages> k_ring;
-  RingPlace<kStages> v_ring;
+  RingPlace<kStages> ring;
 
   explicit __device__ __forceinline__ Consumer(uint32_t shared_base)
       : base(shared_base),
@@ -140,63 +138,67 @@ struct Consumer {
     float s[64];
     uint32_t weights[TILES::kWeights];
     out.clear();
-    barrier_wait(base + LAYOUT::k_full(k_ring.stage), k_ring.parity);
+    barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
     pin(s);
     wgmma_fence();
-    TILES::issue_scores(s, q, base + LAYOUT::kK + k_ring.stage * LAYOUT::kTileBytes);
+    TILES::issue_scores(s, q, key_tile());
     wgmma_commit();
     wgmma_wait<0>();
     pin(s);
-    if (signals) {
-      barrier_arrive(base + LAYOUT::k_empty(k_ring.stage));
-      if (count == 1) barrier_arrive(base + LAYOUT::q_empty());
-    }
-    k_ring.advance();
+    release(count == 1);
     if (MASKED && masked == 0) mask_scores(s, valid);
     first_softmax<TILES>(s, c, rows, weights);
     for (int j = 1; j < count; ++j) {
-      barrier_wait(base + LAYOUT::v_full(v_ring.stage), v_ring.parity);
-      barrier_wait(base + LAYOUT::k_full(k_ring.stage), k_ring.parity);
+      barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
       pin(s);
       pin(out.o);
       pin(weights);
       named_sync(mine, 256);
       wgmma_fence();
-      TILES::issue_output(out.o, weights, base + LAYOUT::kV + v_ring.stage * LAYOUT::kTileBytes,
-                          starts_run(j - 1));
-      TILES::issue_scores(s, q, base + LAYOUT::kK + k_ring.stage * LAYOUT::kTileBytes);
-      wgmma_commit();
-      named_arrive(partner, 256);
-      wgmma_wait<0>();
-      pin(s);
-      pin(out.o);
-      pin(weights);
-      if (signals) {
-        barrier_arrive(base + LAYOUT::v_empty(v_ring.stage));
-        barrier_arrive(base + LAYOUT::k_empty(k_ring.stage));
-        if (j == count - 1) barrier_arrive(base + LAYOUT::q_empty());
-      }
-      v_ring.advance();
-      k_ring.advance();
       if constexpr (TILES::kRun > 0) {
+        TILES::issue_scores(s, q, key_tile());
+        wgmma_commit();
+        TILES::issue_output(out.o, weights, value_tile(), starts_run(j - 1));
+        wgmma_commit();
+        named_arrive(partner, 256);
+        wgmma_wait<1>();
+        pin(s);
+        if (MASKED && j == masked) mask_scores(s, valid);
+        // P of the block before is still being read: half of the new one waits elsewhere.
+        uint32_t early[TILES::kWeights / 2];
+        float sum[2] = {0.0F, 0.0F};
+        TILES::exponentials(s, 0, rows.shift, c, early, sum);
+        wgmma_wait<0>();
+        pin(out.o);
+        pin(weights);
+        release(j == count - 1);
         if (starts_run(j)) out.collect();
+        next_softmax<TILES>(s, c, early, rows, weights, sum, out);
+      } else {
+        TILES::issue_output(out.o, weights, value_tile(), false);
+        TILES::issue_scores(s, q, key_tile());
+        wgmma_commit();
+        named_arrive(partner, 256);
+        wgmma_wait<0>();
+        pin(s);
+        pin(out.o);
+        pin(weights);
+        release(j == count - 1);
+        if (MASKED && j == masked) mask_scores(s, valid);
+        next_softmax<TILES>(s, c, rows, weights, out);
       }
-      if (MASKED && j == masked) mask_scores(s, valid);
-      next_softmax<TILES>(s, c, rows, weights, out);
     }
-    barrier_wait(base + LAYOUT::v_full(v_ring.stage), v_ring.parity);
+    barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
     pin(out.o);
     pin(weights);
     wgmma_fence();
-    TILES::issue_output(out.o, weights, base + LAYOUT::kV + v_ring.stage * LAYOUT::kTileBytes,
-                        starts_run(count - 1));
+    TILES::issue_output(out.o, weights, value_tile(), starts_run(count - 1));
     wgmma_commit();
     rows.sum[0] = row_sum(rows.sum[0]);
     rows.sum[1] = row_sum(rows.sum[1]);
     wgmma_wait<0>();
     pin(out.o);
-    if (signals) barrier_arrive(base + LAYOUT::v_empty(v_ring.stage));
-    v_ring.advance();
+    release(/*queries=*/false);
     if constexpr (TILES::kRun > 0) {
 #pragma unroll
       for (int i = 0; i < Output<TILES>::kCount; ++i) out.o[i] += out.runs[i];
@@ -204,6 +206,20 @@ struct Consumer {
   }
 
  private:
+  [[nodiscard]] __device__ __forceinline__ uint32_t key_tile() const {
+    return base + LAYOUT::kK + ring.stage * LAYOUT::kTileBytes;
+  }
+  [[nodiscard]] __device__ __forceinline__ uint32_t value_tile() const {
+    return base + LAYOUT::kV + ring.stage * LAYOUT::kTileBytes;
+  }
+  /// The slot is done with, and `queries` too.
+  __device__ __forceinline__ void release(bool queries) {
+    if (signals) {
+      barrier_arrive(base + LAYOUT::empty(ring.stage));
+      if (queries) barrier_arrive(base + LAYOUT::q_empty());
+    }
+    ring.advance();
+  }
   static __device__ __forceinline__ bool starts_run(int block) {
     return TILES::kRun > 0 && block % (TILES::kRun > 0 ? TILES::kRun : 1) == 0;
   }

@@ -73,6 +73,24 @@ __device__ __forceinline__ void copy_box(uint32_t destination, const CUtensorMap
       : "memory");
 }
 
+/// The same of 2-D and 4-D maps.
+__device__ __forceinline__ void copy_box(uint32_t destination, const CUtensorMap* map, int32_t x,
+                                         int32_t y, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3}], [%4];" ::"r"(destination),
+      "l"(map), "r"(x), "r"(y), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void copy_box(uint32_t destination, const CUtensorMap* map, int32_t x,
+                                         int32_t y, int32_t z, int32_t w, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3, %4, %5}], [%6];" ::"r"(destination),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
+      : "memory");
+}
+
 // --- registers ----------------------------------------------------------------------------------
 
 template <uint32_t COUNT>
@@ -148,6 +166,31 @@ __device__ __forceinline__ void product_64x128(float (&d)[64], uint64_t a, uint6
       "}\n"
       : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32)
       : "l"(a), "l"(b), "n"(FIRST ? 1 : 0));
+}
+
+/// d [64, 64 or 8] = a b^T, plus d unless `add` is 0: as above.
+__device__ __forceinline__ void product_64x64(float (&d)[32], uint64_t a, uint64_t b,
+                                              uint32_t add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" UF_REGISTERS_32
+      "}, %32, %33, p, 1, 1, 0, 0;\n"
+      "}\n"
+      : UF_OUTPUTS_32(d, 0)
+      : "l"(a), "l"(b), "r"(add));
+}
+__device__ __forceinline__ void product_64x8(float (&d)[4], uint64_t a, uint64_t b, uint32_t add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %6, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, "
+      "0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "l"(a), "l"(b), "r"(add));
 }
 
 /// d [64, 128 or 64] += a b: a from registers, b from shared memory with the product axis

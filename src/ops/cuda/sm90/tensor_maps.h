@@ -1,5 +1,5 @@
-// Tensor maps of what attention on Hopper copies, all in boxes of 128 rows of 128 bytes in the
-// 128-byte swizzle.
+// Tensor maps of what attention and convolutions on Hopper copy, all in rows of 128 bytes in the
+// 128-byte swizzle; those of attention in boxes of 128 rows.
 #pragma once
 
 #include <cuda.h>
@@ -18,5 +18,12 @@ bool map_rows_fp8(CUtensorMap* map, const void* data, int64_t rows, int64_t colu
                   int64_t row_stride);
 /// e4m3 values, dense [key blocks][heads * 128][128 keys], as [key blocks * heads][128][128].
 bool map_values_fp8(CUtensorMap* map, const void* data, int64_t key_blocks, int64_t heads);
+
+/// bf16 pictures [frames][height][width][64], as [frames][height][width][64] in boxes of one frame,
+/// `box_height` x `box_width` pixels. What lies outside reads as zeros.
+bool map_frames(CUtensorMap* map, const void* data, int64_t frames, int64_t height, int64_t width,
+                int64_t box_width, int64_t box_height);
+/// bf16 [rows][taps * 64] in boxes of all rows and one tap.
+bool map_taps(CUtensorMap* map, const void* data, int64_t rows, int64_t taps);
 
 }  // namespace ultraflash::cuda::sm90

@@ -123,9 +123,11 @@ struct Bf16Tiles {
 };
 
 /// e4m3 operands, heads of 128: K [keys][128], V as blocks [128][128 keys]. P is rounded to e4m3,
-/// whose numbers reach from 2^-9 to 448: weights of a first block go up to 2^6, so that those
-/// 2^-12 of the largest are still rounded to four bits and those below 2^-16 of it vanish, and a
-/// later score may be 2.8 (in units of log2) above before the shift must move.
+/// whose numbers reach from 2^-9 to 448: weights of a first block go up to 2^3, which e4m3 has
+/// exactly, so that those 2^-9 of the largest are still rounded to four bits and those below 2^-13
+/// of it vanish. A thread's 32 weights of a row then add up to at most 256, so that a sum above
+/// 448, and a single weight is none without, means that a later score is above all before and the
+/// shift must move.
 ///
 /// Tensor cores add e4m3 products with about 14 bits and cut off the rest, of each product: over 8
 /// blocks (32 additions of 32 products) values of one sign came out 1.6 % low on an H200. So output
@@ -138,7 +140,8 @@ struct Fp8Tiles {
   static constexpr int kStages = 6;
   static constexpr int kWeights = 16;
   static constexpr int kRun = 2;
-  static constexpr float kTop = 6.0F;
+  static constexpr float kTop = 3.0F;
+  static constexpr float kMost = 448.0F;
 
   static __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
     const uint32_t q_start = tile_start(q, 16);
@@ -166,27 +169,37 @@ struct Fp8Tiles {
     }
   }
 
-  static __device__ __forceinline__ bool exponentials(const float (&s)[64], const float (&shift)[2],
-                                                      float c, uint32_t (&weights)[kWeights],
+  /// weights = exp2(s c - shift) of one half of the keys, rounded; adds the sums before rounding.
+  static __device__ __forceinline__ void exponentials(const float (&s)[64], int half,
+                                                      const float (&shift)[2], float c,
+                                                      uint32_t (&weights)[kWeights / 2],
                                                       float (&sum)[2]) {
-    uint32_t large = 0;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float x0 = exp2_fast(fmaf(s[8 * j + 2 * r], c, -shift[r]));
-        const float x1 = exp2_fast(fmaf(s[8 * j + 2 * r + 1], c, -shift[r]));
-        const float x2 = exp2_fast(fmaf(s[8 * j + 4 + 2 * r], c, -shift[r]));
-        const float x3 = exp2_fast(fmaf(s[8 * j + 4 + 2 * r + 1], c, -shift[r]));
+        const int at = 32 * half + 8 * j + 2 * r;
+        const float x0 = exp2_fast(fmaf(s[at], c, -shift[r]));
+        const float x1 = exp2_fast(fmaf(s[at + 1], c, -shift[r]));
+        const float x2 = exp2_fast(fmaf(s[at + 4], c, -shift[r]));
+        const float x3 = exp2_fast(fmaf(s[at + 5], c, -shift[r]));
         weights[2 * j + r] = pack8(x0, x1, x2, x3);
-        // 0x7e is 448, where larger ones end up, 0x7f is no number: both set the sign when 2 is
-        // added, and weights have no sign.
-        large |= weights[2 * j + r] + 0x02020202U;
-        const float four = (x0 + x1) + (x2 + x3);
-        sum[r] = j == 0 ? four : sum[r] + four;
+        sum[r] += (x0 + x1) + (x2 + x3);
       }
     }
-    return (large & 0x80808080U) != 0;
+  }
+  /// Both halves.
+  static __device__ __forceinline__ void exponentials(const float (&s)[64], const float (&shift)[2],
+                                                      float c, uint32_t (&weights)[kWeights],
+                                                      float (&sum)[2]) {
+    uint32_t part[kWeights / 2];
+    sum[0] = sum[1] = 0.0F;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      exponentials(s, half, shift, c, part, sum);
+#pragma unroll
+      for (int i = 0; i < kWeights / 2; ++i) weights[half * kWeights / 2 + i] = part[i];
+    }
   }
 };
 
@@ -247,6 +260,22 @@ __device__ __forceinline__ void first_softmax(const float (&s)[64], float c, Row
   static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, rows.sum));
 }
 
+/// The shift moves to the largest of `s`, and what was summed before with it.
+template <class TILES>
+__device__ __forceinline__ void move_shift(const float (&s)[64], float c, RowState& rows,
+                                           Output<TILES>& out) {
+  float top[2];
+  row_tops(s, c, top);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float shift = fmaxf(top[r] - TILES::kTop, rows.shift[r]);
+    const float factor = exp2_fast(rows.shift[r] - shift);
+    rows.shift[r] = shift;
+    rows.sum[r] *= factor;
+    out.scale(r, factor);
+  }
+}
+
 /// Softmax needs no maximum, only a shift that keeps exp2 finite and the largest weight from
 /// vanishing. So the shift stays that of the earlier blocks, and a block costs no maximum and no
 /// exchange, until the weights tell that a score is far above it.
@@ -257,17 +286,33 @@ __device__ __forceinline__ void next_softmax(const float (&s)[64], float c, RowS
   float sum[2];
   const bool high = TILES::exponentials(s, rows.shift, c, weights, sum);
   if (__any_sync(0xFFFFFFFFU, high)) {
-    float top[2];
-    row_tops(s, c, top);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float shift = fmaxf(top[r] - TILES::kTop, rows.shift[r]);
-      const float factor = exp2_fast(rows.shift[r] - shift);
-      rows.shift[r] = shift;
-      rows.sum[r] *= factor;
-      out.scale(r, factor);
-    }
+    move_shift<TILES>(s, c, rows, out);
     static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, sum));
+  }
+  rows.sum[0] += sum[0];
+  rows.sum[1] += sum[1];
+}
+
+/// The same in e4m3, where the first half of the weights and their `sum` are there already.
+template <class TILES>
+__device__ __forceinline__ void next_softmax(const float (&s)[64], float c,
+                                             const uint32_t (&early)[TILES::kWeights / 2],
+                                             RowState& rows, uint32_t (&weights)[TILES::kWeights],
+                                             float (&sum)[2], Output<TILES>& out) {
+  uint32_t late[TILES::kWeights / 2];
+  TILES::exponentials(s, 1, rows.shift, c, late, sum);
+  // Zero, which the assembler does not know: it would make `early` the operand of the next product,
+  // see it written while this one runs, and wait.
+  const uint32_t zero = threadIdx.y;
+#pragma unroll
+  for (int i = 0; i < TILES::kWeights / 2; ++i) {
+    weights[i] = early[i] ^ zero;
+    weights[TILES::kWeights / 2 + i] = late[i];
+  }
+  const bool high = !(sum[0] <= TILES::kMost && sum[1] <= TILES::kMost);
+  if (__any_sync(0xFFFFFFFFU, high)) {
+    move_shift<TILES>(s, c, rows, out);
+    TILES::exponentials(s, rows.shift, c, weights, sum);
   }
   rows.sum[0] += sum[0];
   rows.sum[1] += sum[1];

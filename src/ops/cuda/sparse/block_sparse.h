@@ -6,6 +6,9 @@
 //   q         [batch, query_blocks, 128, dim]         pooled_q  [batch, query_blocks, dim]
 //   k, v      [batch, capacity_blocks * spatial_blocks, window_tokens, dim] (a ring, WindowCache)
 //   pooled_k  [batch, capacity_blocks * spatial_blocks, dim]
+// Where `scales` is given (bf16, heads of 128, 128-token windows), q, k and v are e4m3, and v is
+// [batch, capacity_blocks * spatial_blocks, dim, 128], the tokens of each 16 in the order of
+// fp8_key_place (quantise.cuh).
 //   mask      u8  [batch, heads, query_blocks, key_blocks]
 //   indices   i32 [batch, heads, query_blocks, key_blocks], ascending, in the order of the view
 //   counts    i32 [batch, heads, query_blocks]
@@ -94,6 +97,8 @@ struct WindowScatterArgs {
   void* k = nullptr;  // the ring; the slots of this group are written
   void* v = nullptr;
   void* pooled_k = nullptr;
+  float* scales =
+      nullptr;  // set: q, k and v in e4m3; receives what q k^T of a head is multiplied by
 };
 
 /// RMS norm of q and k over dim, rotary embedding, window order, block means, cache write. Padding
@@ -129,6 +134,7 @@ struct BlockSparseArgs {
   const void* v = nullptr;
   SparseLists lists;                   // mask is not read
   const SparsePlace* place = nullptr;  // device memory
+  const float* scales = nullptr;       // set: q, k and v are e4m3, as qkv_to_windows makes them
   void* out = nullptr;                 // [batch, tokens, dim]
   /// Two u32 that are 0 before the first call; every call leaves them 0. Not shared by calls that
   /// may run at the same time.

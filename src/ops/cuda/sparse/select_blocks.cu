@@ -147,6 +147,7 @@ __global__ void __launch_bounds__(32 * kListWarps)
     list_kernel(const __grid_constant__ SelectParams p, int64_t rows) {
   using K = Key<T>;
   using Bits = typename K::Bits;
+  constexpr int kPerLoad = 16 / sizeof(Bits);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kListWarps + threadIdx.x / 32;
   if (index >= rows) return;
@@ -154,48 +155,59 @@ __global__ void __launch_bounds__(32 * kListWarps)
   const auto space = static_cast<int>(index % p.spatial);
   const int query_tb = problem % p.query_tbs;
   const uint32_t threshold = p.thresholds[problem];
-  const Bits* row = static_cast<const Bits*>(p.probabilities) + index * p.pitch;
+  const bool empty = p.largest[index] < threshold;
+  const auto* row =
+      reinterpret_cast<const uint4*>(static_cast<const Bits*>(p.probabilities) + index * p.pitch);
   const Span key_rows = span(space / p.columns, p.half, p.range, p.rows);
   const Span key_columns = span(space % p.columns, p.half, p.range, p.columns);
-  const int entries = visible_tbs(p, query_tb) * p.window_rows * p.window_columns;
   const int diagonal = p.cached_blocks == 0 ? query_tb * p.spatial + space : -1;
   const int key_blocks = p.key_tbs * p.spatial;
+  const int vectors = p.pitch / kPerLoad;
   int32_t* list = p.indices + index * key_blocks;
   uint8_t* mask = p.mask != nullptr ? p.mask + index * key_blocks : nullptr;
   if (mask != nullptr) clear_row(mask, key_blocks);
 
-  bool chosen = false;
-  for (int e = lane; e < entries; e += 32) {
-    chosen = chosen || (row[e] != K::kNone && row[e] >= threshold);
-  }
-  const bool empty = !__any_sync(0xFFFFFFFFU, chosen);
   int count = 0;
-  // The place of entry e in the window goes along with e, by carries rather than divisions.
-  int column = lane % p.window_columns;
-  int window_row = lane / p.window_columns % p.window_rows;
-  int tb = lane / (p.window_columns * p.window_rows);
-  const int column_step = 32 % p.window_columns;
-  const int row_step = 32 / p.window_columns % p.window_rows;
-  const int tb_step = 32 / (p.window_columns * p.window_rows);
-  for (int e = lane; e - lane < entries; e += 32) {
-    bool take = false;
-    int key = 0;
-    if (e < entries && row[e] != K::kNone) {
-      key = tb * p.spatial + (key_rows.first + window_row) * p.columns + key_columns.first + column;
+  for (int start = 0; start < vectors; start += 32) {
+    Bits keys[kPerLoad];
+    const bool loaded = start + lane < vectors;
+    if (loaded) *reinterpret_cast<uint4*>(keys) = __ldg(row + start + lane);
+    // The entries of this lane, as they lie in the window; what is taken is one bit each.
+    const int first = (start + lane) * kPerLoad;
+    int column = first % p.window_columns;
+    int window_row = first / p.window_columns % p.window_rows;
+    int tb = first / (p.window_columns * p.window_rows);
+    int blocks[kPerLoad];
+    uint32_t taken = 0;
+#pragma unroll
+    for (int i = 0; i < kPerLoad; ++i) {
+      blocks[i] =
+          tb * p.spatial + (key_rows.first + window_row) * p.columns + key_columns.first + column;
       // Entry 0 is the first allowed block: the oldest, at the window's first row and column.
-      take = row[e] >= threshold || (empty && e == 0) || key == diagonal;
+      const bool take =
+          loaded && keys[i] != K::kNone &&
+          (keys[i] >= threshold || (empty && first + i == 0) || blocks[i] == diagonal);
+      taken |= take ? 1U << i : 0;
+      if (++column == p.window_columns) {
+        column = 0;
+        if (++window_row == p.window_rows) window_row = 0, ++tb;
+      }
     }
-    const uint32_t taken = __ballot_sync(0xFFFFFFFFU, take);
-    if (take) {
-      list[count + __popc(taken & ((1U << lane) - 1))] = key;
-      if (mask != nullptr) mask[key] = 1;
+    const int own = __popc(taken);
+    int through = own;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int before = __shfl_up_sync(0xFFFFFFFFU, through, step);
+      if (lane >= step) through += before;
     }
-    count += __popc(taken);
-    column += column_step;
-    window_row += row_step;
-    tb += tb_step;
-    if (column >= p.window_columns) column -= p.window_columns, ++window_row;
-    if (window_row >= p.window_rows) window_row -= p.window_rows, ++tb;
+    int at = count + through - own;
+#pragma unroll
+    for (int i = 0; i < kPerLoad; ++i) {
+      if ((taken >> i & 1) == 0) continue;
+      list[at++] = blocks[i];
+      if (mask != nullptr) mask[blocks[i]] = 1;
+    }
+    count += __shfl_sync(0xFFFFFFFFU, through, 31);
   }
   if (lane == 0) p.counts[index] = count;
 }
@@ -236,7 +248,7 @@ Window window_of(const SparseShape& shape, const SparseSelection& selection) {
 template <typename T, int HEAD_DIM>
 cudaError_t launch_scores(const SelectParams& p, dim3 grid, cudaStream_t stream) {
   auto* kernel = score_kernel<T, HEAD_DIM>;
-  const auto bytes = static_cast<int64_t>(p.pitch) * kQueriesPerCta * sizeof(typename Key<T>::Bits);
+  const auto bytes = static_cast<int64_t>(p.pitch) * kPatchQueries * sizeof(typename Key<T>::Bits);
   if (bytes > kMostScoreBytes) return cudaErrorNotSupported;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
@@ -248,10 +260,11 @@ cudaError_t launch_scores(const SelectParams& p, dim3 grid, cudaStream_t stream)
 template <typename T>
 cudaError_t launch_select(const SparseShape& shape, const SelectParams& p, cudaStream_t stream) {
   const int64_t problems = shape.batch * shape.heads * shape.query_temporal_blocks();
-  const int64_t strips = (shape.block_columns() + kQueriesPerCta - 1) / kQueriesPerCta;
-  if (problems > 65535) return cudaErrorNotSupported;  // grid y
-  const dim3 grid(static_cast<unsigned>(shape.block_rows() * strips),
-                  static_cast<unsigned>(problems));
+  const int64_t patches = ((shape.block_rows() + kPatch - 1) / kPatch) *
+                          ((shape.block_columns() + kPatch - 1) / kPatch);
+  // Grid y, and the numbers that Divider takes.
+  if (problems > 65535 || shape.key_blocks() > 65535) return cudaErrorNotSupported;
+  const dim3 grid(static_cast<unsigned>(patches), static_cast<unsigned>(problems));
   cudaError_t error = cudaSuccess;
   if (sizeof(T) == 4) {
     error = launch_scores<T, 0>(p, grid, stream);
@@ -280,6 +293,7 @@ size_t select_blocks_scratch_bytes(const SparseShape& shape, const SparseSelecti
       static_cast<size_t>(shape.batch * shape.heads * shape.query_temporal_blocks());
   const size_t entry = shape.type == SparseType::kBF16 ? 2 : 4;
   return aligned(problems * kBins * 4) + aligned(problems * 4) +
+         aligned(problems * static_cast<size_t>(shape.spatial_blocks()) * 4) +
          aligned(problems *
                  static_cast<size_t>(shape.spatial_blocks() * window_of(shape, selection).pitch) *
                  entry);
@@ -300,6 +314,8 @@ cudaError_t select_blocks(const SparseShape& shape, const SparseSelection& selec
   memory += aligned(static_cast<size_t>(problems) * kBins * 4);
   p.thresholds = reinterpret_cast<uint32_t*>(memory);
   memory += aligned(static_cast<size_t>(problems) * 4);
+  p.largest = reinterpret_cast<uint32_t*>(memory);
+  memory += aligned(static_cast<size_t>(problems * shape.spatial_blocks()) * 4);
   p.probabilities = memory;
   p.mask = lists.mask;
   p.indices = lists.indices;

@@ -8,29 +8,33 @@
 // Two kinds of tiles leave that order for the sake of balance: those with more than twice the mean
 // number of blocks go first, longest first, and the last ones, two per multiprocessor, are sorted
 // by length, so that all finish together.
-#include <algorithm>
-
 #include "ops/cuda/sparse/tile_order.h"
 
 namespace ultraflash::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kStrip = 5;  // window columns
-constexpr int kLong = 8;   // classes of long tiles: by factors of two above twice the mean
-constexpr int kLast = 16;  // classes of last tiles: by eighths of the mean
+constexpr int kLong = 6;   // classes of long tiles: by factors of two above twice the mean
+constexpr int kLast = 12;  // classes of last tiles: by sixths of the mean
 constexpr int kClasses = kLong + 1 + kLast;
-constexpr int kMostStaged = 64 * 1024;  // tiles whose classes are kept in shared memory
+constexpr int kPlaceBytes = kClasses * kThreads * 4;
 
 struct OrderParams {
   const int32_t* counts;
   int32_t* order;
   int tiles, query_blocks, query_tbs, spatial, rows, columns;
-  int last;  // how many tiles are sorted by length at the end
+  int last;     // how many tiles are sorted by length at the end
+  bool staged;  // shared memory holds a Staged per tile
 };
 
-/// Tile n of the order that keeps keys in L2.
+/// A tile at its place of the order that keeps keys in L2.
+struct Staged {
+  int tile, count;
+};
+
+/// Tile n of that order.
 __device__ __forceinline__ int tile_at(const OrderParams& p, int n) {
   const int batch_head = n / p.query_blocks;
   const int place = n % p.query_blocks / p.query_tbs;
@@ -40,6 +44,20 @@ __device__ __forceinline__ int tile_at(const OrderParams& p, int n) {
   const int inside = place - strip * kStrip * p.rows;
   const int space = inside / width * p.columns + strip * kStrip + inside % width;
   return batch_head * p.query_blocks + tb * p.spatial + space;
+}
+
+/// The place of a tile: the other way round.
+__device__ __forceinline__ int place_of(const OrderParams& p, int tile) {
+  const int batch_head = tile / p.query_blocks;
+  const int block = tile - batch_head * p.query_blocks;
+  const int tb = block / p.spatial;
+  const int space = block - tb * p.spatial;
+  const int row = space / p.columns;
+  const int column = space - row * p.columns;
+  const int strip = column / kStrip;
+  const int width = min(kStrip, p.columns - strip * kStrip);
+  const int inside = row * width + column - strip * kStrip;
+  return batch_head * p.query_blocks + (strip * kStrip * p.rows + inside) * p.query_tbs + tb;
 }
 
 /// Sums over the CTA, in the order of the threads: what comes before this thread.
@@ -65,35 +83,40 @@ __device__ __forceinline__ int64_t sum_before(int64_t value, int64_t* warp_sums,
 }
 
 __global__ void __launch_bounds__(kThreads) order_kernel(const __grid_constant__ OrderParams p) {
-  __shared__ int32_t places[kClasses * kThreads];  // [class][thread]
   __shared__ int64_t warp_sums[kWarps];
-  extern __shared__ uint8_t staged[];  // class of tile n, where they fit
+  extern __shared__ int32_t places[];  // [kClasses][kThreads], then the staged tiles
+  auto* staged = reinterpret_cast<Staged*>(places + kClasses * kThreads);
   const auto thread = static_cast<int>(threadIdx.x);
-  const bool stage = p.tiles <= kMostStaged;
   int64_t sum = 0;
-  for (int n = thread; n < p.tiles; n += kThreads) sum += p.counts[n];
+#pragma unroll 4
+  for (int tile = thread; tile < p.tiles; tile += kThreads) {
+    const int count = p.counts[tile];
+    sum += count;
+    if (p.staged) staged[place_of(p, tile)] = {tile, count};
+  }
+  for (int c = 0; c < kClasses; ++c) places[c * kThreads + thread] = 0;
   int64_t total = 0;
   sum_before(sum, warp_sums, &total);
   const float mean = fmaxf(static_cast<float>(total) / static_cast<float>(p.tiles), 1.0F);
-  const auto class_of = [&](int n) {
-    const auto count = static_cast<float>(p.counts[tile_at(p, n)]);
-    if (count > 2.0F * mean) {
-      const int doublings = static_cast<int>(log2f(count / (2.0F * mean)));
-      return kLong - 1 - min(doublings, kLong - 1);
+  const float inverse_mean = 1.0F / mean;
+  const auto tile_of = [&](int n) {
+    if (p.staged) return staged[n];
+    const int tile = tile_at(p, n);
+    return Staged{tile, p.counts[tile]};
+  };
+  const auto class_of = [&](int n, int count) {
+    const float length = static_cast<float>(count) * inverse_mean;
+    if (length > 2.0F) {
+      return kLong - 1 - min(static_cast<int>(log2f(0.5F * length)), kLong - 1);
     }
     if (n < p.tiles - p.last) return kLong;
-    return kLong + kLast - min(static_cast<int>(count * 8.0F / mean), kLast - 1);
+    return kLong + kLast - min(static_cast<int>(length * (kLast / 2)), kLast - 1);
   };
-  if (stage) {
-    for (int n = thread; n < p.tiles; n += kThreads) staged[n] = static_cast<uint8_t>(class_of(n));
-  }
-  for (int c = 0; c < kClasses; ++c) places[c * kThreads + thread] = 0;
-  __syncthreads();
   const int share = (p.tiles + kThreads - 1) / kThreads;
   const int begin = min(thread * share, p.tiles);
   const int end = min(begin + share, p.tiles);
   for (int n = begin; n < end; ++n) {
-    ++places[(stage ? staged[n] : class_of(n)) * kThreads + thread];
+    ++places[class_of(n, tile_of(n).count) * kThreads + thread];
   }
   __syncthreads();
   // Sums over all of `places` in order; a thread takes kClasses entries that follow each other.
@@ -107,8 +130,8 @@ __global__ void __launch_bounds__(kThreads) order_kernel(const __grid_constant__
   }
   __syncthreads();
   for (int n = begin; n < end; ++n) {
-    const int at = (stage ? staged[n] : class_of(n)) * kThreads + thread;
-    p.order[places[at]++] = tile_at(p, n);
+    const Staged tile = tile_of(n);
+    p.order[places[class_of(n, tile.count) * kThreads + thread]++] = tile.tile;
   }
 }
 
@@ -134,13 +157,15 @@ cudaError_t order_tiles(const SparseShape& shape, const SparseLists& lists, cuda
   p.rows = static_cast<int>(shape.block_rows());
   p.columns = static_cast<int>(shape.block_columns());
   p.last = 2 * multiprocessors;
-  // GPUs since sm_80 give a CTA 99 KiB at least; places takes 25 of them.
-  const int64_t bytes = tiles <= kMostStaged ? std::min<int64_t>(tiles, kMostStaged) : 0;
-  if (bytes > 16 * 1024) {
-    error = cudaFuncSetAttribute(order_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-  }
+  int most_bytes = 0;
+  error = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  const int64_t staged_bytes = tiles * static_cast<int64_t>(sizeof(Staged));
+  p.staged = kPlaceBytes + staged_bytes + 1024 <= most_bytes;  // 1024: what the kernel has besides
+  const int64_t bytes = kPlaceBytes + (p.staged ? staged_bytes : 0);
+  error = cudaFuncSetAttribute(order_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes));
+  if (error != cudaSuccess) return error;
   order_kernel<<<1, kThreads, static_cast<size_t>(bytes), stream>>>(p);
   return cudaGetLastError();
 }

@@ -12,13 +12,14 @@
 #include <cuda_bf16.h>
 
 #include <algorithm>
+#include <type_traits>
 
-#include "ops/cuda/sparse/block_sparse.h"
+#include "ops/cuda/quantise.cuh"
+#include "ops/cuda/sparse/window_scatter.h"
 
 namespace ultraflash::cuda {
 namespace {
 
-constexpr int kParts = 4;    // CTAs of a cluster
 constexpr int kColumns = 8;  // of a thread
 constexpr int kMaxWarps = 32;
 
@@ -89,9 +90,9 @@ struct ScatterParams {
   const float2* rotary;
   const int64_t* first_slot;
   void *q, *pooled_q, *k, *v, *pooled_k;
+  float* scales;  // e4m3
   float eps;
   int dim, head_dim;
-  int parts;  // CTAs of a cluster
   int frames, height, width;
   int window_frames, window_height, window_width, window_tokens;
   int block_columns, spatial_blocks, query_blocks, cached_blocks, capacity_blocks;
@@ -106,12 +107,18 @@ struct TokenSource {
 // The parts of the cluster. sm_80 has none; the host code starts the clustered kernel on sm_90 and
 // later alone.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+__device__ __forceinline__ void cluster_arrive() {
+  cooperative_groups::this_cluster().barrier_arrive();
+}
+__device__ __forceinline__ void cluster_wait() {
+  cooperative_groups::this_cluster().barrier_wait();
+}
 __device__ __forceinline__ const float* cluster_part(float* pointer, int part) {
   return cooperative_groups::this_cluster().map_shared_rank(pointer, part);
 }
 #else
-__device__ __forceinline__ void cluster_sync() { __trap(); }
+__device__ __forceinline__ void cluster_arrive() { __trap(); }
+__device__ __forceinline__ void cluster_wait() { __trap(); }
 __device__ __forceinline__ const float* cluster_part(float* pointer, int) { return pointer; }
 #endif
 
@@ -141,7 +148,49 @@ struct Lines {
   Columns<T> q[TOKENS], k[TOKENS], v[TOKENS];
 };
 
-template <typename T, int TOKENS, int MAX_THREADS, int CTAS, bool CLUSTERED>
+/// v of tokens [begin, end) in e4m3, transposed: 16 tokens are 16 bytes of a row of 128. `sources`:
+/// where those tokens come from; `to`: the first byte of this thread's first column.
+template <typename T>
+__device__ __forceinline__ void write_values(const T* v, int64_t pitch, const TokenSource* sources,
+                                             int begin, int end, uint8_t* to) {
+  for (int first = begin; first < end; first += 16) {
+    uint32_t words[kColumns][4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Columns<T> in[8];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        const int from = sources[first + 8 * half + n - begin].row;
+        if (from >= 0) {
+          in[n].load(v + from * pitch);
+        } else {
+          in[n].clear();
+        }
+      }
+      // Tokens 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        float low[kColumns];
+        float high[kColumns];
+        in[2 * w].unpack(low);
+        in[2 * w + 1].unpack(high);
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) {
+          const uint32_t pair =
+              __nv_cvt_float2_to_fp8x2(make_float2(low[i], high[i]), __NV_SATFINITE, __NV_E4M3);
+          words[i][w] = half == 0 ? pair : words[i][w] | pair << 16;
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      *reinterpret_cast<uint4*>(to + 128 * i + first) =
+          make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
+    }
+  }
+}
+
+template <typename T, int TOKENS, int MAX_THREADS, int CTAS, int PARTS, bool FP8>
 __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     scatter_kernel(const __grid_constant__ ScatterParams p) {
   extern __shared__ float4 scatter_memory[];
@@ -151,15 +200,14 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   float* sums = partial + 2 * 2 * TOKENS * kMaxWarps;
   auto* sources = reinterpret_cast<TokenSource*>(sums + 2 * p.dim);
 
-  const int parts = CLUSTERED ? p.parts : 1;
-  const int part = CLUSTERED ? static_cast<int>(blockIdx.x) % parts : 0;
-  const int index = static_cast<int>(blockIdx.x) / parts;
+  const int part = static_cast<int>(blockIdx.x) % PARTS;
+  const int index = static_cast<int>(blockIdx.x) / PARTS;
   const int sample = index / p.query_blocks;
   const int block = index % p.query_blocks;
   const int temporal = block / p.spatial_blocks;
   const int space = block % p.spatial_blocks;
   const int half = p.head_dim / 2;
-  const int share = (p.window_tokens + parts - 1) / parts;
+  const int share = (p.window_tokens + PARTS - 1) / PARTS;
   const int begin = part * share;
   const int end = min(begin + share, p.window_tokens);
   const auto thread = static_cast<int>(threadIdx.x);
@@ -190,15 +238,40 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     weight_q[i] = active ? p.norm_q[column + i] : 0.0F;
     weight_k[i] = active ? p.norm_k[column + i] : 0.0F;
   }
+  float factor_q = 1.0F;
+  float factor_k = 1.0F;
+  if (FP8) {  // 16 threads to a head
+    float top_q = 0.0F;
+    float top_k = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      top_q = fmaxf(top_q, fabsf(weight_q[i]));
+      top_k = fmaxf(top_k, fabsf(weight_k[i]));
+    }
+#pragma unroll
+    for (int step = 8; step >= 1; step /= 2) {
+      top_q = fmaxf(top_q, __shfl_xor_sync(0xFFFFFFFFU, top_q, step));
+      top_k = fmaxf(top_k, __shfl_xor_sync(0xFFFFFFFFU, top_k, step));
+    }
+    const float scale_q = fp8_head_scale(top_q, static_cast<float>(p.dim));
+    const float scale_k = fp8_head_scale(top_k, static_cast<float>(p.dim));
+    factor_q = 1.0F / scale_q;
+    factor_k = 1.0F / scale_k;
+    // Every CTA writes the same numbers.
+    if (active && thread % 16 == 0) p.scales[thread / 16] = scale_q * scale_k;
+  }
   int slot = static_cast<int>(*p.first_slot) + p.cached_blocks + temporal;
   if (slot >= p.capacity_blocks) slot -= p.capacity_blocks;
   const int64_t cache_block =
       (static_cast<int64_t>(sample) * p.capacity_blocks + slot) * p.spatial_blocks + space;
   const int64_t tokens = static_cast<int64_t>(p.frames) * p.height * p.width;
   const T* source = static_cast<const T*>(p.qkv) + sample * tokens * p.pitch + column;
-  T* q_out = static_cast<T*>(p.q) + static_cast<int64_t>(index) * p.window_tokens * p.dim + column;
-  T* k_out = static_cast<T*>(p.k) + cache_block * p.window_tokens * p.dim + column;
-  T* v_out = static_cast<T*>(p.v) + cache_block * p.window_tokens * p.dim + column;
+  using Out = std::conditional_t<FP8, uint8_t, T>;
+  const int64_t q_first = static_cast<int64_t>(index) * p.window_tokens * p.dim;
+  const int64_t k_first = cache_block * p.window_tokens * p.dim;
+  Out* q_out = static_cast<Out*>(p.q) + q_first + column;
+  Out* k_out = static_cast<Out*>(p.k) + k_first + column;
+  Out* v_out = static_cast<Out*>(p.v) + k_first + (FP8 ? 128 * column : column);
   const int warps = (threads + 31) / 32;
   const float inverse_dim = 1.0F / static_cast<float>(p.dim);
 
@@ -210,11 +283,11 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
         const T* row = source + from * p.pitch;
         lines.q[t].load(row);
         lines.k[t].load(row + p.dim);
-        lines.v[t].load(row + 2 * p.dim);
+        if (!FP8) lines.v[t].load(row + 2 * p.dim);
       } else {
         lines.q[t].clear();
         lines.k[t].clear();
-        lines.v[t].clear();
+        if (!FP8) lines.v[t].clear();
       }
     }
   };
@@ -241,8 +314,10 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     if (thread % kLanes == 0) totals[thread % 32 / kLanes * kMaxWarps + thread / 32] = total;
 #pragma unroll
     for (int t = 0; t < TOKENS; ++t) {
-      if (first + t < end && active) {
-        lines.v[t].store(v_out + static_cast<int64_t>(first + t) * p.dim);
+      if constexpr (!FP8) {
+        if (first + t < end && active) {
+          lines.v[t].store(v_out + static_cast<int64_t>(first + t) * p.dim);
+        }
       }
     }
     __syncthreads();
@@ -271,7 +346,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
         turn[i] = __ldg(p.rotary + row + at);
       }
       const auto finish = [&](Columns<T>& line, const float(&weight)[kColumns], float inverse,
-                              float(&sum)[kColumns], T* out) {
+                              float factor, float(&sum)[kColumns], Out* out) {
         line.unpack(x);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -280,18 +355,26 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
           x[2 * i] = a * turn[i].x - b * turn[i].y;
           x[2 * i + 1] = b * turn[i].x + a * turn[i].y;
         }
-        line.pack(x);
-        line.store(out);
+        if constexpr (FP8) {
+          *reinterpret_cast<Pack<uint8_t, kColumns>*>(out) = to_fp8(x, factor);
+          line.pack(x);  // the means are those of bf16
+        } else {
+          line.pack(x);
+          line.store(out);
+        }
 #pragma unroll
         for (int i = 0; i < kColumns; ++i) sum[i] += x[i];
       };
-      finish(lines.q[t], weight_q, inverse_q, sum_q, q_out + offset);
-      finish(lines.k[t], weight_k, inverse_k, sum_k, k_out + offset);
+      finish(lines.q[t], weight_q, inverse_q, factor_q, sum_q, q_out + offset);
+      finish(lines.k[t], weight_k, inverse_k, factor_k, sum_k, k_out + offset);
     }
   };
   Lines<T, TOKENS> now;
   Lines<T, TOKENS> next;
   fetch(now, begin);
+  if constexpr (FP8) {
+    if (active) write_values(source + 2 * p.dim, p.pitch, sources, begin, end, v_out);
+  }
   for (int first = begin; first < end; first += 2 * TOKENS) {
     fetch(next, first + TOKENS);
     process(now, first, 0);
@@ -307,31 +390,48 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
       sums[p.dim + column + i] = sum_k[i];
     }
   }
-  if (CLUSTERED) {
-    cluster_sync();
+  if (PARTS > 1) {
+    cluster_arrive();
+    cluster_wait();
   } else {
     __syncthreads();
   }
   const float inverse_count = 1.0F / static_cast<float>(p.window_tokens);
-  const int columns = 2 * p.dim;
-  const int slice = (columns + parts - 1) / parts;
+  const int groups = 2 * p.dim / 4;  // of four columns; no group holds columns of q and of k
+  const int slice = (groups + PARTS - 1) / PARTS;
   T* mean_q = static_cast<T*>(p.pooled_q) + static_cast<int64_t>(index) * p.dim;
   T* mean_k = static_cast<T*>(p.pooled_k) + cache_block * p.dim;
-  for (int c = part * slice + thread; c < min((part + 1) * slice, columns); c += threads) {
-    float sum = 0.0F;
-    for (int other = 0; other < parts; ++other) {
-      sum += CLUSTERED ? cluster_part(sums, other)[c] : sums[c];
+  for (int g = part * slice + thread; g < min((part + 1) * slice, groups); g += threads) {
+    float4 share_of[PARTS];
+#pragma unroll
+    for (int other = 0; other < PARTS; ++other) {
+      const float* from = PARTS > 1 ? cluster_part(sums, other) : sums;
+      share_of[other] = reinterpret_cast<const float4*>(from)[g];
     }
-    store_mean(c < p.dim ? mean_q + c : mean_k + (c - p.dim), sum * inverse_count);
+    float4 sum = share_of[0];
+#pragma unroll
+    for (int other = 1; other < PARTS; ++other) {
+      sum.x += share_of[other].x;
+      sum.y += share_of[other].y;
+      sum.z += share_of[other].z;
+      sum.w += share_of[other].w;
+    }
+    T* to = 4 * g < p.dim ? mean_q + 4 * g : mean_k + (4 * g - p.dim);
+    store_mean(to, sum.x * inverse_count);
+    store_mean(to + 1, sum.y * inverse_count);
+    store_mean(to + 2, sum.z * inverse_count);
+    store_mean(to + 3, sum.w * inverse_count);
   }
-  if (CLUSTERED) cluster_sync();  // nobody leaves while its sums are read
+  if (PARTS > 1) {  // nobody leaves while its sums are read
+    cluster_arrive();
+    cluster_wait();
+  }
 }
 
-template <typename T, int TOKENS, int MAX_THREADS, int CTAS, bool CLUSTERED>
+template <typename T, int TOKENS, int MAX_THREADS, int CTAS, int PARTS, bool FP8>
 cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cudaStream_t stream) {
-  auto* kernel = scatter_kernel<T, TOKENS, MAX_THREADS, CTAS, CLUSTERED>;
-  const int parts = CLUSTERED ? params.parts : 1;
-  const int share = (params.window_tokens + parts - 1) / parts;
+  auto* kernel = scatter_kernel<T, TOKENS, MAX_THREADS, CTAS, PARTS, FP8>;
+  const int share = (params.window_tokens + PARTS - 1) / PARTS;
   const size_t bytes = (2 * 2 * TOKENS * kMaxWarps + 2 * static_cast<size_t>(params.dim)) * 4 +
                        static_cast<size_t>(share) * sizeof(TokenSource);
   if (bytes > 48 * 1024) {
@@ -340,30 +440,30 @@ cudaError_t launch(const ScatterParams& params, int64_t blocks, int threads, cud
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks * parts));
+  config.gridDim = dim3(static_cast<unsigned>(blocks * PARTS));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(parts), 1, 1};
+  cluster.val.clusterDim = {PARTS, 1, 1};
   config.attrs = &cluster;
-  config.numAttrs = CLUSTERED ? 1 : 0;
+  config.numAttrs = PARTS > 1 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
-template <typename T>
+template <typename T, bool FP8>
 cudaError_t launch(const ScatterParams& params, int64_t blocks, bool clustered,
-                   cudaStream_t stream) {
+                   const ScatterTuning& tuning, cudaStream_t stream) {
   const int threads = (params.dim / kColumns + 31) / 32 * 32;
   if (threads > 192) {  // wider than the published models
-    return clustered ? launch<T, 2, 1024, 1, true>(params, blocks, threads, stream)
-                     : launch<T, 2, 1024, 1, false>(params, blocks, threads, stream);
+    return clustered ? launch<T, 2, 1024, 1, 4, FP8>(params, blocks, threads, stream)
+                     : launch<T, 2, 1024, 1, 1, FP8>(params, blocks, threads, stream);
   }
-  // What was measured fastest on an H200: four tokens at a time and two CTAs per multiprocessor.
   constexpr int kTokens = sizeof(T) == 2 ? 4 : 2;
-  return clustered ? launch<T, kTokens, 192, 2, true>(params, blocks, threads, stream)
-                   : launch<T, 2, 192, 2, false>(params, blocks, threads, stream);
+  if (!clustered) return launch<T, kTokens, 192, 2, 1, FP8>(params, blocks, threads, stream);
+  return tuning.parts == 8 ? launch<T, kTokens, 192, 2, 8, FP8>(params, blocks, threads, stream)
+                           : launch<T, kTokens, 192, 2, 4, FP8>(params, blocks, threads, stream);
 }
 
 __global__ void rotary_kernel(float2* table, const int64_t* first_frame, int frames, int height,
@@ -409,8 +509,8 @@ cudaError_t fill_rotary_table(const SparseShape& shape, const SparsePlace* place
   return cudaGetLastError();
 }
 
-cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& args,
-                           cudaStream_t stream) {
+cudaError_t launch_scatter(const SparseShape& shape, const WindowScatterArgs& args,
+                           const ScatterTuning& tuning, cudaStream_t stream) {
   if (shape.head_dim % kColumns != 0 || shape.dim() > 1024 * kColumns) return cudaErrorNotSupported;
   const int64_t blocks = shape.batch * shape.query_blocks();
   if (blocks == 0 || shape.dim() == 0) return cudaSuccess;
@@ -426,8 +526,8 @@ cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& ar
   p.k = args.k;
   p.v = args.v;
   p.pooled_k = args.pooled_k;
+  p.scales = args.scales;
   p.eps = args.eps;
-  p.parts = kParts;
   p.dim = static_cast<int>(shape.dim());
   p.head_dim = static_cast<int>(shape.head_dim);
   p.frames = static_cast<int>(shape.frames);
@@ -451,8 +551,20 @@ cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& ar
     return error;
   }
   const bool clustered = major >= 9;
-  return shape.type == SparseType::kBF16 ? launch<__nv_bfloat16>(p, blocks, clustered, stream)
-                                         : launch<float>(p, blocks, clustered, stream);
+  if (args.scales != nullptr) {
+    if (shape.type != SparseType::kBF16 || shape.head_dim != 128 || shape.window_tokens() != 128) {
+      return cudaErrorNotSupported;
+    }
+    return launch<__nv_bfloat16, true>(p, blocks, clustered, tuning, stream);
+  }
+  return shape.type == SparseType::kBF16
+             ? launch<__nv_bfloat16, false>(p, blocks, clustered, tuning, stream)
+             : launch<float, false>(p, blocks, clustered, tuning, stream);
+}
+
+cudaError_t qkv_to_windows(const SparseShape& shape, const WindowScatterArgs& args,
+                           cudaStream_t stream) {
+  return launch_scatter(shape, args, ScatterTuning{}, stream);
 }
 
 }  // namespace ultraflash::cuda
