@@ -48,8 +48,8 @@ std::map<std::string, std::vector<std::string>> all_options() {
       {"bench", {"--clips", "--no-encode", "--json-file", "--operations", "--trace"}},
       {"inspect", {"file", "--tensors", "--count", "--json"}},
       {"convert",
-       {"input", "output", "--dtype", "--lora", "--lora-scale", "--shard", "--key", "--output-key",
-        "--prefix", "--no-ema", "--keep-names"}},
+       {"input", "output", "--dtype", "--lora", "--lora-scale", "--average", "--average-share",
+        "--shard", "--key", "--output-key", "--prefix", "--no-ema", "--keep-names"}},
       {"make-weights", {"recipe", "folder", "--seed", "--scale", "--dtype", "--no-text-encoder"}},
       {"list", {"recipe", "--json"}},
       {"doctor", {"--json"}}};
