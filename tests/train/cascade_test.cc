@@ -13,33 +13,19 @@
 #include <vector>
 
 #include "models/wan_dit_training.h"
-#include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
 #include "tiny_training.h"
 #include "train/cascade_report.h"
 #include "train/generator.h"
 #include "train/pictures.h"
-#include "ultraflash/recipe.h"
+#include "training_context.h"
 
 namespace ultraflash {
 namespace {
 
+using testing::make_context;
+using testing::relative;
 using testing::TrainingFolder;
-
-TrainContext make_context(const std::string& recipe) {
-  TrainContext context;
-  const Result<Recipe> found = Recipe::find(recipe);
-  EXPECT_TRUE(found.ok()) << found.status().message();
-  context.recipe = found->data();
-  context.compute = DType::kF32;
-  context.executor = make_autograd_executor({});
-  context.seed_step(0);
-  return context;
-}
-
-double relative(const at::Tensor& got, const at::Tensor& expected) {
-  return ((got - expected).norm() / expected.norm()).item<double>();
-}
 
 // Values and gradients of an upsampler that saw a clip in one call, in two with the state between
 // them, and in part, after the frames that its memories reach back to.

@@ -10,7 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
 #include "tiny_training.h"
 #include "train/calibration.h"
@@ -20,27 +19,14 @@
 #include "train/rollout.h"
 #include "train/rollout_bank.h"
 #include "train/train.h"
-#include "ultraflash/recipe.h"
+#include "training_context.h"
 
 namespace ultraflash {
 namespace {
 
+using testing::make_context;
+using testing::relative;
 using testing::TrainingFolder;
-
-TrainContext make_context(const TrainingFolder& folder) {
-  TrainContext context;
-  const Result<Recipe> found = Recipe::find((folder / "recipe.json").string());
-  EXPECT_TRUE(found.ok()) << found.status().message();
-  context.recipe = found->data();
-  context.compute = DType::kF32;
-  context.executor = make_autograd_executor({});
-  context.seed_step(0);
-  return context;
-}
-
-double relative(const at::Tensor& got, const at::Tensor& expected) {
-  return ((got - expected).norm() / expected.norm()).item<double>();
-}
 
 // ultra-flash-training section 7.
 TEST(PreferenceLoss, IsLogTwoAtTheReferenceAndPushesTowardsTheBetterResult) {
@@ -76,7 +62,7 @@ TEST(PreferenceLoss, CollapsesToAProductAtSigmaOne) {
 
 TEST(RefinerStream, LooksAheadWithoutMoving) {
   const TrainingFolder folder("refiner_stream");
-  TrainContext context = make_context(folder);
+  TrainContext context = make_context((folder / "recipe.json").string());
   context.config.cascade.scales = {2};
   const Result<Refiner> refiner = Refiner::open(context, "", /*trainable=*/false);
   ASSERT_TRUE(refiner.ok()) << refiner.status().message();
@@ -112,7 +98,7 @@ TEST(RefinerStream, LooksAheadWithoutMoving) {
 
 TEST(Refiner, GuidanceOneIsPlainSamplingAndShortChunksAreFilled) {
   const TrainingFolder folder("guided");
-  TrainContext context = make_context(folder);
+  TrainContext context = make_context((folder / "recipe.json").string());
   context.config.cascade.scales = {2};
   const Result<Refiner> refiner = Refiner::open(context, "", /*trainable=*/false);
   ASSERT_TRUE(refiner.ok()) << refiner.status().message();
@@ -143,7 +129,7 @@ TEST(Refiner, GuidanceOneIsPlainSamplingAndShortChunksAreFilled) {
 // of its kind.
 TEST(Rollout, EachStreamHasItsOwnCacheManagement) {
   const TrainingFolder folder("managed");
-  TrainContext context = make_context(folder);
+  TrainContext context = make_context((folder / "recipe.json").string());
   context.config.bank.latent_frames = 12;
   const Result<GeneratorNetwork> generator = GeneratorNetwork::open(context, "", false);
   ASSERT_TRUE(generator.ok()) << generator.status().message();

@@ -9,26 +9,19 @@
 #include <map>
 #include <string>
 
-#include "ops/autograd/autograd_executor.h"
 #include "tiny_training.h"
 #include "train/pictures.h"
-#include "ultraflash/recipe.h"
+#include "training_context.h"
 
 namespace ultraflash {
 namespace {
 
 using testing::TrainingFolder;
 
-TrainContext make_context(const TrainingFolder& folder) {
-  TrainContext context;
-  const Result<Recipe> found = Recipe::find((folder / "recipe.json").string());
-  EXPECT_TRUE(found.ok()) << found.status().message();
-  context.recipe = found->data();
-  context.compute = DType::kF32;
-  context.executor = make_autograd_executor({});
+TrainContext small_context(const TrainingFolder& folder) {
+  TrainContext context = testing::make_context((folder / "recipe.json").string());
   context.config.reward.widths = {8, 16};
   context.config.reward.crop = 32;
-  context.seed_step(0);
   return context;
 }
 
@@ -70,7 +63,7 @@ TEST(Windows, LieAroundTheDetail) {
 
 TEST(RewardNetwork, StandardisesByItsReferenceAndMeasuresDistance) {
   const TrainingFolder folder("reward_network");
-  const TrainContext context = make_context(folder);
+  const TrainContext context = small_context(folder);
   const Result<RewardNetwork> fresh = RewardNetwork::open(context, "", /*trainable=*/false);
   ASSERT_TRUE(fresh.ok()) << fresh.status().message();
   const std::filesystem::path path = folder / "reward.safetensors";
@@ -94,7 +87,7 @@ TEST(RewardNetwork, StandardisesByItsReferenceAndMeasuresDistance) {
 
 TEST(RewardTerm, GrowsIsLimitedAndStopsWhenPicturesLeaveTheTruth) {
   const TrainingFolder folder("reward_term");
-  TrainContext context = make_context(folder);
+  TrainContext context = small_context(folder);
   RewardTermConfig& c = context.config.reward_term;
   c.weight = 2.0;
   c.from = 0.2;

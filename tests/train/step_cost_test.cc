@@ -5,23 +5,17 @@
 
 #include <string>
 
-#include "ops/autograd/autograd_executor.h"
 #include "tiny_training.h"
 #include "train/cascade.h"
 #include "train/generator.h"
-#include "ultraflash/recipe.h"
+#include "training_context.h"
 
 namespace ultraflash {
 namespace {
 
 TEST(StepCost, CountsEveryMatrixOncePerToken) {
   const testing::TrainingFolder folder("cost");
-  const Result<Recipe> recipe = Recipe::find((folder / "recipe.json").string());
-  ASSERT_TRUE(recipe.ok()) << recipe.status().message();
-  TrainContext context;
-  context.recipe = recipe->data();
-  context.compute = DType::kF32;
-  context.executor = make_autograd_executor({});
+  TrainContext context = testing::make_context((folder / "recipe.json").string());
   context.config.bank.latent_frames = 6;  // two chunks
   const Result<GeneratorNetwork> network = GeneratorNetwork::open(context, "", /*trainable=*/false);
   ASSERT_TRUE(network.ok()) << network.status().message();
@@ -64,12 +58,7 @@ TEST(StepCost, CountsEveryMatrixOncePerToken) {
 // The networks above the generator, by the parameters that they have.
 TEST(StepCost, CountsTheRefinerAndTheUpsampler) {
   const testing::TrainingFolder folder("cost_above");
-  const Result<Recipe> recipe = Recipe::find((folder / "recipe.json").string());
-  ASSERT_TRUE(recipe.ok()) << recipe.status().message();
-  TrainContext context;
-  context.recipe = recipe->data();
-  context.compute = DType::kF32;
-  context.executor = make_autograd_executor({});
+  TrainContext context = testing::make_context((folder / "recipe.json").string());
   context.config.cascade.scales = {2};
   const Result<UpsamplerNetwork> upsampler = UpsamplerNetwork::open(context, "", 2, false);
   ASSERT_TRUE(upsampler.ok()) << upsampler.status().message();
