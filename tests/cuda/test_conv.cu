@@ -30,12 +30,13 @@ struct Case {
   ConvInput input;
   int64_t frames, height, width, channels;
   bool past, bias, relu;
+  bool residual = false;
 };
 
 struct Layer {
   Case c;
   int64_t in, stored, factor, pixels;
-  Buffer x, past, weight, enlarged, bias, y;
+  Buffer x, past, weight, enlarged, bias, residual, y;
   explicit Layer(const Case& given)
       : c(given),
         in(c.input == ConvInput::kWithPast ? 128 : 64),
@@ -47,11 +48,13 @@ struct Layer {
         weight(static_cast<size_t>(stored * 9 * in) * 2),
         enlarged(64 * 16 * 64 * 2),
         bias(static_cast<size_t>(stored) * 4),
+        residual(static_cast<size_t>(pixels * c.channels) * 2),
         y(static_cast<size_t>(pixels * c.channels) * 2) {
     fill(x, kB, 1, 1.0F);
     fill(past, kB, 2, 1.0F);
     fill(weight, kB, 3, 0.05F);
     fill(bias, kF, 4, 0.5F);
+    fill(residual, kB, 5, 1.0F);
     if (factor == 2) {
       const std::vector<float> w = floats(weight, kB);
       std::vector<float> sums(64 * 16 * 64);
@@ -68,6 +71,7 @@ struct Layer {
     if (c.past) a.past = past.data();
     a.weight = factor == 2 ? enlarged.data() : weight.data();
     if (c.bias) a.bias = bias.as<float>();
+    if (c.residual) a.residual = residual.data();
     a.y = y.data();
     a.frames = c.frames;
     a.height = c.height;
@@ -87,6 +91,8 @@ struct Layer {
     const Buffer past32(past.bytes() * 2);
     const Buffer w32(weight.bytes() * 2);
     const Buffer y32(y.bytes() * 2);
+    const Buffer residual32(y.bytes() * 2);
+    residual32.set(wide(residual));
     x32.set(wide(x));
     past32.set(wide(past));
     w32.set(wide(weight));
@@ -110,6 +116,7 @@ struct Layer {
     a.x = gathered.data();
     a.w = w32.data();
     if (c.bias) a.bias = bias.as<float>();
+    if (c.residual) a.residual = residual32.data();
     a.y = y32.data();
     a.images = c.frames;
     a.height = a.out_h = c.height * factor;
@@ -153,12 +160,12 @@ void test(const Case& c) {
   // The result is rounded to bf16, and summed taps are rounded once more.
   const double limit = c.input == ConvInput::kEnlarged ? 4e-3 : 2.5e-3;
   const bool good = error <= limit && same && layer.y.intact();
-  std::printf("%s %s, %ld x %ld x %ld, %ld channels%s%s%s: relative error %.2e, worst %.2e%s%s\n",
+  std::printf("%s %s, %ld x %ld x %ld, %ld channels%s%s%s%s: relative error %.2e, worst %.2e%s%s\n",
               good ? "ok  " : "FAIL", c.name, static_cast<long>(c.frames),
               static_cast<long>(c.height), static_cast<long>(c.width),
               static_cast<long>(c.channels), c.past ? ", past" : "", c.bias ? ", bias" : "",
-              c.relu ? ", ReLU" : "", error, worst, same ? "" : ", two runs differ",
-              layer.y.intact() ? "" : ", guards overwritten");
+              c.relu ? ", ReLU" : "", c.residual ? ", residual" : "", error, worst,
+              same ? "" : ", two runs differ", layer.y.intact() ? "" : ", guards overwritten");
   if (!good) ++failures;
 }
 
@@ -203,6 +210,8 @@ int run(bool with_bench) {
                                               {2, 120, 208}}) {
     test({"frame", ConvInput::kFrame, frames, height, width, 3, false, true, false});
     test({"frame", ConvInput::kFrame, frames, height, width, 8, false, true, true});
+    test({"frame", ConvInput::kFrame, frames, height, width, 64, false, true, true});
+    test({"frame", ConvInput::kFrame, frames, height, width, 64, false, true, true, true});
     test({"with past", ConvInput::kWithPast, frames, height, width, 64, true, true, true});
     test({"with past", ConvInput::kWithPast, frames, height, width, 64, false, true, false});
     test({"enlarged", ConvInput::kEnlarged, frames, height, width, 64, false, true, true});
@@ -210,6 +219,8 @@ int run(bool with_bench) {
   }
   if (with_bench) {
     bench({"with past", ConvInput::kWithPast, 2, 480, 832, 64, true, true, true});
+    bench({"frame", ConvInput::kFrame, 2, 480, 832, 64, false, true, true});
+    bench({"frame with a residual", ConvInput::kFrame, 2, 480, 832, 64, false, true, true, true});
     bench({"enlarged", ConvInput::kEnlarged, 1, 480, 832, 64, false, false, true});
     bench({"frame", ConvInput::kFrame, 1, 960, 1664, 3, false, true, false});
   }

@@ -8,17 +8,17 @@
 // read in place. A pixel of an enlarged frame needs 2 x 2 taps of summed weights, 4/9 of the
 // products.
 //
-// Shared memory: weights 144 KiB with the past, 128 enlarged, 9 for 8 channels; pixels 33 or 50 KiB
-// a stage, 2 stages. Bound by shared memory: a product of 64 x 64 x 16 reads 4 KiB for 32 clocks of
-// the tensor cores.
+// Shared memory: weights 72 KiB, 144 with the past, 128 enlarged, 9 for 8 channels; pixels 33 or 50
+// KiB a stage, 2 stages. Bound by shared memory: a product of 64 x 64 x 16 reads 4 KiB for 32
+// clocks of the tensor cores.
 #include <cuda_bf16.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "ops/cuda/conv_sm90.h"
-#include "ops/cuda/sm90/ptx.cuh"
 #include "ops/cuda/sm90/tensor_maps.h"
+#include "ops/cuda/sm90/tiles.cuh"
 
 namespace ultraflash::cuda::sm90 {
 namespace {
@@ -51,6 +51,7 @@ struct Layout {
 
 struct ConvParams {
   const float* bias;
+  const __nv_bfloat16* residual;
   __nv_bfloat16* y;
   int frames, height, width;
   int tile_rows, tile_columns, tiles;
@@ -127,29 +128,72 @@ __device__ __forceinline__ void multiply_tap(Sums<OUT>& sums, uint32_t pixels, i
 
 /// Pixel `x` of the 64 of a row is y[first + x * step]; `valid` of them exist.
 template <int OUT>
-__device__ __forceinline__ void store(const ConvParams& p, const Sums<OUT>& sums, int64_t first,
-                                      int step, int valid, const float (&bias)[OUT / 4]) {
+__device__ __forceinline__ void store(const ConvParams& p, Sums<OUT>& sums, int64_t first, int step,
+                                      int valid, const float (&bias)[OUT / 4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int quarter = lane % 4;
+  __nv_bfloat16* to[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int x = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4 + 8 * r;
-    if (x >= valid) continue;
-    const int64_t at = (first + int64_t{x} * step) * p.channels;
+    to[r] = x < valid ? p.y + (first + int64_t{x} * step) * p.channels : nullptr;
 #pragma unroll
     for (int i = 0; i < OUT / 8; ++i) {
-      const int column = 8 * i + 2 * quarter;
-      float low = sums.s[4 * i + 2 * r] + bias[2 * i];
-      float high = sums.s[4 * i + 2 * r + 1] + bias[2 * i + 1];
-      if (p.relu) {
-        low = fmaxf(low, 0.0F);
-        high = fmaxf(high, 0.0F);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        float& sum = sums.s[4 * i + 2 * r + n];
+        sum += bias[2 * i + n];
+        if (p.relu) sum = fmaxf(sum, 0.0F);
       }
-      if constexpr (OUT == 64) {
-        *reinterpret_cast<__nv_bfloat162*>(p.y + at + column) = __floats2bfloat162_rn(low, high);
-      } else {
-        if (column < p.channels) p.y[at + column] = __float2bfloat16(low);
-        if (column + 1 < p.channels) p.y[at + column + 1] = __float2bfloat16(high);
+    }
+  }
+  if constexpr (OUT == 64) {
+    store_rows<OUT>(to, sums.s, {1.0F, 1.0F});
+  } else {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (to[r] == nullptr) continue;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        if (2 * quarter + n < p.channels) {
+          to[r][2 * quarter + n] = __float2bfloat16(sums.s[2 * r + n]);
+        }
+      }
+    }
+  }
+}
+
+/// What is added to the 64 channels of a thread's two pixels, as it lies in memory.
+struct Residual {
+  uint4 words[2][2];  // pixel, 32 channels
+};
+__device__ __forceinline__ void load(const ConvParams& p, Residual& residual, int64_t first,
+                                     int valid) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int x = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4 + 8 * r;
+    const __nv_bfloat16* from = p.residual + (first + x) * 64 + 8 * (lane % 4);
+#pragma unroll
+    for (int group = 0; group < 2; ++group) {
+      residual.words[r][group] =
+          x < valid ? __ldg(reinterpret_cast<const uint4*>(from + 32 * group)) : uint4{};
+    }
+  }
+}
+__device__ __forceinline__ void add(const Residual& residual, Sums<64>& sums) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int group = 0; group < 2; ++group) {
+      const uint4 in = residual.words[r][group];
+      uint32_t w[4] = {in.x, in.y, in.z, in.w};
+      transpose_quad(w);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = 4 * (4 * group + i) + 2 * r;
+        sums.s[at] += __uint_as_float(w[i] << 16);
+        sums.s[at + 1] += __uint_as_float(w[i] & 0xFFFF0000U);
       }
     }
   }
@@ -218,6 +262,22 @@ __device__ __forceinline__ void consume(const ConvParams& p, uint32_t base) {
       }
     } else {
       Sums<OUT> sums[kMyRows];
+      // Read while the products run.
+      constexpr bool kAdds = INPUT == ConvInput::kFrame && OUT == 64;
+      Residual residual[kAdds ? kMyRows : 1];
+      const auto first_pixel = [&](int r) {
+        return (int64_t{tile.frame} * p.height + tile.y + consumer * kMyRows + r) * p.width +
+               tile.x;
+      };
+      if constexpr (kAdds) {
+        if (p.residual != nullptr) {
+#pragma unroll
+          for (int r = 0; r < kMyRows; ++r) {
+            const bool inside = tile.y + consumer * kMyRows + r < p.height;
+            load(p, residual[r], first_pixel(r), inside ? valid : 0);
+          }
+        }
+      }
 #pragma unroll
       for (int part = 0; part < LAYOUT::kParts; ++part) {
         barrier_wait(base + LAYOUT::full(stage), parity);
@@ -240,10 +300,11 @@ __device__ __forceinline__ void consume(const ConvParams& p, uint32_t base) {
       }
 #pragma unroll
       for (int r = 0; r < kMyRows; ++r) {
-        const int row = tile.y + consumer * kMyRows + r;
-        if (row >= p.height) continue;
-        store(p, sums[r], (int64_t{tile.frame} * p.height + row) * p.width + tile.x, 1, valid,
-              bias);
+        if constexpr (kAdds) {
+          if (p.residual != nullptr) add(residual[r], sums[r]);
+        }
+        if (tile.y + consumer * kMyRows + r >= p.height) continue;
+        store(p, sums[r], first_pixel(r), 1, valid, bias);
       }
     }
   }
@@ -290,6 +351,7 @@ cudaError_t launch(const ConvArgs& a, int multiprocessors, cudaStream_t stream) 
   }
   ConvParams p{};
   p.bias = a.bias;
+  p.residual = static_cast<const __nv_bfloat16*>(a.residual);
   p.y = static_cast<__nv_bfloat16*>(a.y);
   p.frames = static_cast<int>(a.frames);
   p.height = static_cast<int>(a.height);
@@ -318,10 +380,11 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 bool conv_supports(const ConvArgs& a) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 4;
   const bool known =
-      a.input == ConvInput::kFrame ? a.channels > 0 && a.channels <= 8 : a.channels == 64;
-  return known && a.frames > 0 && a.height > 0 && a.width > 0 &&
-         a.frames * a.height * a.width < kMost && aligned(a.x) && aligned(a.past) &&
-         aligned(a.weight) && aligned(a.y);
+      a.channels == 64 || (a.input == ConvInput::kFrame && a.channels > 0 && a.channels <= 8);
+  const bool adds = a.input == ConvInput::kFrame && a.channels == 64;
+  return known && (adds || a.residual == nullptr) && aligned(a.residual) && a.frames > 0 &&
+         a.height > 0 && a.width > 0 && a.frames * a.height * a.width < kMost && aligned(a.x) &&
+         aligned(a.past) && aligned(a.weight) && aligned(a.y);
 }
 
 void enlarged_weights(const float* weight, float* enlarged) {
@@ -357,7 +420,8 @@ cudaError_t convolve(const ConvArgs& a, int multiprocessors, cudaStream_t stream
     case ConvInput::kFrame:
       break;
   }
-  return launch<ConvInput::kFrame, 8>(a, multiprocessors, stream);
+  return a.channels == 64 ? launch<ConvInput::kFrame, 64>(a, multiprocessors, stream)
+                          : launch<ConvInput::kFrame, 8>(a, multiprocessors, stream);
 }
 
 }  // namespace ultraflash::cuda::sm90

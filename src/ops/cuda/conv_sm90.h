@@ -9,12 +9,12 @@
 namespace ultraflash::cuda::sm90 {
 
 enum class ConvInput {
-  kFrame,     // a frame of 64 channels, to at most 8
+  kFrame,     // a frame of 64 channels, to 64 or at most 8
   kWithPast,  // beside it the frame before: 128 channels, (x_t, x_{t-1})
   kEnlarged,  // each pixel twice in both directions before the convolution
 };
 
-/// bf16, pad 1, stride 1. y = relu(convolution + bias), both of them on request.
+/// bf16, pad 1, stride 1. y = relu(convolution + bias + residual), each of them on request.
 struct ConvArgs {
   ConvInput input = ConvInput::kFrame;
   const void* x = nullptr;     // [frames, height, width, 64]
@@ -22,10 +22,11 @@ struct ConvArgs {
   /// [64 or 8, 9 * channels], taps row by row, channels innermost; kEnlarged: what
   /// enlarged_weights() makes of it, [64, 16 * 64].
   const void* weight = nullptr;
-  const float* bias = nullptr;  // [64 or 8] or null
-  void* y = nullptr;            // [frames, height, width, channels], kEnlarged: twice both sides
+  const float* bias = nullptr;     // [64 or 8] or null
+  const void* residual = nullptr;  // as y; kFrame to 64 channels alone
+  void* y = nullptr;               // [frames, height, width, channels], kEnlarged: twice both sides
   int64_t frames = 0, height = 0, width = 0;
-  int64_t channels = 64;  // of y: 64, of kFrame at most 8 of the 8 stored ones
+  int64_t channels = 64;  // of y: 64, or of kFrame at most 8 of the 8 stored ones
   bool relu = false;
 };
 

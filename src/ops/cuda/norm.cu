@@ -1,10 +1,12 @@
 // Norms over rows, with the gated residual before them and the modulation after them in one pass.
 //
-// One CTA per row. Rows of up to 1024 packs of 16 bytes stay in registers, one pack per thread
-// (1536 bf16: 192 threads), so x and y are read once and both results written once; the variance is
-// taken about the mean in a second sum over registers. Other rows are read again from cache,
-// element by element. Bound by bytes.
-#include "ops/cuda/device.cuh"
+// A CTA takes four rows of bf16 that share their modulation, 8 columns a thread: the vectors are
+// read once, the sums of the rows are exchanged together, and in fp8 the norm leaves as e4m3.
+// Elsewhere one CTA per row. Rows of up to 1024 packs of 16 bytes stay in registers, one pack per
+// thread (1536 bf16: 192 threads), so x and y are read once and both results written once; the
+// variance is taken about the mean in a second sum over registers. Other rows are read again from
+// cache, element by element. Bound by bytes.
+#include "ops/cuda/quantise.cuh"
 
 namespace ultraflash::cuda::kernels {
 namespace {
@@ -32,6 +34,136 @@ __device__ void load_floats(const float* p, float (&v)[N]) {
     v[i + 1] = f.y;
     v[i + 2] = f.z;
     v[i + 3] = f.w;
+  }
+}
+
+constexpr int kRows = 4;       // of a CTA
+constexpr int kMostWarps = 8;  // 2048 columns
+constexpr int kColumns = 8;    // of a thread
+
+/// Totals over the CTA of a value for each row, divided by `dim`.
+__device__ __forceinline__ void row_means(float (&x)[kRows], float dim,
+                                          float (&scratch)[kRows][kMostWarps]) {
+  const unsigned lane = threadIdx.x % 32;
+  const float total = sum_each(x);
+  if (lane % 8 == 0) scratch[lane / 8][threadIdx.x / 32] = total;
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float4 low = *reinterpret_cast<const float4*>(&scratch[r][0]);
+    const float4 high = *reinterpret_cast<const float4*>(&scratch[r][4]);
+    x[r] = (((low.x + low.y) + (low.z + low.w)) + ((high.x + high.y) + (high.z + high.w))) / dim;
+  }
+}
+
+template <bool FP8>
+__global__ void __launch_bounds__(32 * kMostWarps)
+    residual_norm_rows(const __grid_constant__ ResidualNormArgs a) {
+  __shared__ __align__(16) float scratch[2][kRows][kMostWarps];
+  const auto thread = static_cast<int>(threadIdx.x);
+  const auto dim = static_cast<int>(a.dim);
+  const int column = thread * kColumns;
+  const bool active = column < dim;
+  // All four rows have these vectors.
+  const uint32_t t = blockIdx.x * kRows;
+  const auto tokens = static_cast<uint32_t>(a.tokens);
+  const uint32_t batch = t / tokens;
+  const uint32_t vector = (t - batch * tokens) / static_cast<uint32_t>(a.tokens_per_row);
+  for (int i = thread; i < 2 * kRows * kMostWarps; i += static_cast<int>(blockDim.x)) {
+    const int warp = i % kMostWarps;
+    if (warp < static_cast<int>(blockDim.x) / 32) continue;
+    scratch[i / (kRows * kMostWarps)][i / kMostWarps % kRows][warp] = 0.0F;
+  }
+  const int64_t at = int64_t{t} * dim + column;
+  float v[kRows][kColumns] = {};
+  float scale[kColumns] = {};
+  float shift[kColumns] = {};
+  if (active) {
+    using In = Pack<bf16, kColumns>;
+    In x[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      x[r] = *reinterpret_cast<const In*>(static_cast<const bf16*>(a.x) + at + r * dim);
+    }
+    if (a.y != nullptr) {
+      In y[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        y[r] = *reinterpret_cast<const In*>(static_cast<const bf16*>(a.y) + at + r * dim);
+      }
+      float gate[kColumns];
+#pragma unroll
+      for (float& g : gate) g = 1.0F;
+      if (const float* from = row_of(a.gate, batch, vector)) load_floats(from + column, gate);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        In out;
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) {
+          out.x[i] = as<bf16>(as_float(x[r].x[i]) + as_float(y[r].x[i]) * gate[i]);
+          v[r][i] = as_float(out.x[i]);  // the norm sees what is stored
+        }
+        *reinterpret_cast<In*>(static_cast<bf16*>(a.x_out) + at + r * dim) = out;
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) v[r][i] = as_float(x[r].x[i]);
+      }
+    }
+    if (const float* from = row_of(a.scale, batch, vector)) {
+      load_floats(from + column, scale);
+    } else {
+#pragma unroll
+      for (float& s : scale) s = a.one_plus_scale ? 0.0F : 1.0F;
+    }
+    if (const float* from = row_of(a.shift, batch, vector)) load_floats(from + column, shift);
+  }
+  const auto size = static_cast<float>(dim);
+  float mean[kRows] = {};
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) mean[r] += v[r][i];
+  }
+  row_means(mean, size, scratch[0]);
+  float inverse[kRows] = {};
+  if (active) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        v[r][i] -= mean[r];
+        inverse[r] += v[r][i] * v[r][i];
+      }
+    }
+  }
+  row_means(inverse, size, scratch[1]);
+  if (a.one_plus_scale) {
+#pragma unroll
+    for (float& s : scale) s += 1.0F;
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float factor = 1.0F / sqrtf(inverse[r] + a.eps);
+    float n[kColumns];
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) n[i] = v[r][i] * factor * scale[i] + shift[i];
+    if constexpr (FP8) {
+      const Fp8Scale block = fp8_block_scale(n);
+      if (!active) continue;
+      *reinterpret_cast<Pack<uint8_t, kColumns>*>(static_cast<uint8_t*>(a.n_out) + at + r * dim) =
+          to_fp8(n, block.factor);
+      if (thread % kFp8BlockThreads == 0) {
+        a.n_scales[thread / kFp8BlockThreads * a.scale_pitch + t + r] = block.scale;
+      }
+    } else if (active) {
+      Pack<bf16, kColumns> out;
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) out.x[i] = as<bf16>(n[i]);
+      *reinterpret_cast<Pack<bf16, kColumns>*>(static_cast<bf16*>(a.n_out) + at + r * dim) = out;
+    }
   }
 }
 
@@ -215,10 +347,31 @@ void launch_scale_rows(DType dtype, const void* x, const float* weight, float ep
   UF_CUDA_LAUNCHED();
 }
 
+bool four_rows_fit(const ResidualNormArgs& a) {
+  return a.dtype == DType::kBF16 && a.n_out != nullptr && a.dim % kColumns == 0 &&
+         a.dim / kColumns <= 32 * kMostWarps && a.tokens % kRows == 0 &&
+         a.tokens_per_row % kRows == 0 && a.rows % a.tokens == 0 && a.rows < int64_t{1} << 31 &&
+         packable(a.x) && packable(a.y) && packable(a.x_out) && packable(a.n_out) &&
+         vectors_packable(a.gate) && vectors_packable(a.scale) && vectors_packable(a.shift);
+}
+
 }  // namespace
+
+bool norm_quantises(const ResidualNormArgs& args) {
+  return args.dim % kFp8BlockColumns == 0 && four_rows_fit(args);
+}
 
 void residual_norm(const ResidualNormArgs& args, cudaStream_t stream) {
   if (args.rows * args.dim == 0) return;
+  require(args.n_scales == nullptr || norm_quantises(args),
+          "norms in e4m3: four rows of one modulation, a multiple of 128 wide");
+  if (four_rows_fit(args)) {
+    auto* kernel = args.n_scales != nullptr ? residual_norm_rows<true> : residual_norm_rows<false>;
+    kernel<<<static_cast<unsigned>(args.rows / kRows), threads_for(args.dim, kColumns), 0,
+             stream>>>(args);
+    UF_CUDA_LAUNCHED();
+    return;
+  }
   with_type(args.dtype, [&](auto tag) {
     using T = decltype(tag);
     constexpr int N = 16 / static_cast<int>(sizeof(T));

@@ -116,27 +116,6 @@ __global__ void __launch_bounds__(kThreads) to_cache_kernel(QkvArgs a, int64_t c
               static_cast<T*>(a.v) + row * a.dim);
 }
 
-/// Sums COUNT values (a power of two) over the warp: lane l ends with the total of value
-/// l / (32 / COUNT).
-template <int COUNT>
-__device__ __forceinline__ float sum_each(float (&x)[COUNT]) {
-  const unsigned lane = threadIdx.x % 32;
-  unsigned step = 16;
-#pragma unroll
-  for (int half = COUNT / 2; half >= 1; half /= 2, step /= 2) {
-    const bool upper = (lane & step) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float mine = upper ? x[i + half] : x[i];
-      const float other = upper ? x[i] : x[i + half];
-      x[i] = mine + __shfl_xor_sync(0xFFFFFFFFU, other, step);
-    }
-  }
-#pragma unroll
-  for (; step >= 1; step /= 2) x[0] += __shfl_xor_sync(0xFFFFFFFFU, x[0], step);
-  return x[0];
-}
-
 /// Where a CTA stands: rows [begin, end) of a sample's cache within a group of 16 of a frame.
 struct GroupRows {
   int64_t sample, frame, position;
@@ -147,14 +126,16 @@ __device__ __forceinline__ GroupRows group_rows(const QkvArgs& a, int groups) {
   const PlaceNumbers& place = numbers(a.place);
   const int64_t per_frame = a.grid.height * a.grid.width;
   GroupRows r;
-  r.sample = blockIdx.x / groups / a.grid.frames;
-  r.frame = blockIdx.x / groups % a.grid.frames;
+  const uint32_t of_samples = blockIdx.x / static_cast<uint32_t>(groups);
+  const auto frames = static_cast<uint32_t>(a.grid.frames);
+  r.sample = of_samples / frames;
+  r.frame = of_samples % frames;
   r.position =
       place.first_frame + (place.position_period > 0 ? r.frame % place.position_period : r.frame);
   int64_t slot = place.first_slot + r.frame;
   if (slot >= place.ring_end) slot = place.ring_begin + (slot - place.ring_end);
   r.frame_row = slot * per_frame;
-  r.group = (r.frame_row / kGroup + blockIdx.x % groups) * kGroup;
+  r.group = (r.frame_row / kGroup + blockIdx.x % static_cast<uint32_t>(groups)) * kGroup;
   r.begin = max(r.group, r.frame_row);
   r.end = min(r.group + kGroup, r.frame_row + per_frame);
   return r;
@@ -258,55 +239,80 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   __shared__ __align__(16) float partial[2 * kTokens][kMaxWarps];
   const auto thread = static_cast<int>(threadIdx.x);
   const int column = thread * N;
-  const bool active = column < a.dim;
-  const int64_t per_frame = a.grid.height * a.grid.width;
-  const int64_t tokens = a.grid.frames * per_frame;
+  const auto dim = static_cast<int>(a.dim);
+  const bool active = column < dim;
+  // Divisions of 64 bits would be most of this kernel's instructions.
+  const auto per_frame = static_cast<int>(a.grid.height * a.grid.width);
+  const int tokens = static_cast<int>(a.grid.frames) * per_frame;
+  const int all_tokens = static_cast<int>(a.batch) * tokens;
   const auto* qkv = static_cast<const T*>(a.qkv);
   if constexpr (FP8) {
     if (static_cast<int>(blockIdx.x) < value_ctas) {
       const GroupRows rows = group_rows(a, groups);
       // Of the token at row 0 of the cache, had it one.
-      const int64_t token0 = rows.sample * tokens + rows.frame * per_frame - rows.frame_row;
+      const int64_t token0 =
+          rows.sample * int64_t{tokens} + rows.frame * per_frame - rows.frame_row;
       if (rows.begin < rows.end && active) {
         write_values(a, rows, cache_tokens, column, qkv + token0 * 3 * a.dim + 2 * a.dim + column);
       }
       return;
     }
   }
-  const int64_t first = (int64_t{blockIdx.x} - value_ctas) * kTokens;
+  const int first = (static_cast<int>(blockIdx.x) - value_ctas) * kTokens;
   Pack<T, N> q[kTokens];
   Pack<T, N> k[kTokens];
   Pack<T, N> v[kTokens];
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) {
-    if (active && first + t < a.batch * tokens) {
-      const T* from = qkv + (first + t) * 3 * a.dim + column;
+    if (active && first + t < all_tokens) {
+      const T* from = qkv + int64_t{first + t} * 3 * dim + column;
       q[t] = *reinterpret_cast<const Pack<T, N>*>(from);
-      k[t] = *reinterpret_cast<const Pack<T, N>*>(from + a.dim);
-      if constexpr (!FP8) v[t] = *reinterpret_cast<const Pack<T, N>*>(from + 2 * a.dim);
+      k[t] = *reinterpret_cast<const Pack<T, N>*>(from + dim);
+      if constexpr (!FP8) v[t] = *reinterpret_cast<const Pack<T, N>*>(from + 2 * dim);
     } else {
 #pragma unroll
       for (int i = 0; i < N; ++i) q[t].x[i] = k[t].x[i] = as<T>(0.0F);
     }
   }
+  // Where the tokens stand: sample, frame and place in the frame.
+  int sample[kTokens];
+  int frame[kTokens];
+  int in_frame[kTokens];
+  sample[0] = first / tokens;
+  frame[0] = (first - sample[0] * tokens) / per_frame;
+  in_frame[0] = first - sample[0] * tokens - frame[0] * per_frame;
+#pragma unroll
+  for (int t = 1; t < kTokens; ++t) {
+    in_frame[t] = in_frame[t - 1] + 1;
+    const bool frame_ends = in_frame[t] == per_frame;
+    if (frame_ends) in_frame[t] = 0;
+    frame[t] = frame[t - 1] + (frame_ends ? 1 : 0);
+    const bool sample_ends = frame[t] == static_cast<int>(a.grid.frames);
+    if (sample_ends) frame[t] = 0;
+    sample[t] = sample[t - 1] + (sample_ends ? 1 : 0);
+  }
   float weight_q[N] = {};
   float weight_k[N] = {};
   if (active) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      weight_q[i] = a.norm_q[column + i];
-      weight_k[i] = a.norm_k[column + i];
+    for (int i = 0; i < N; i += 4) {
+      const float4 wq = __ldg(reinterpret_cast<const float4*>(a.norm_q + column + i));
+      const float4 wk = __ldg(reinterpret_cast<const float4*>(a.norm_k + column + i));
+      weight_q[i] = wq.x, weight_q[i + 1] = wq.y, weight_q[i + 2] = wq.z, weight_q[i + 3] = wq.w;
+      weight_k[i] = wk.x, weight_k[i + 1] = wk.y, weight_k[i + 2] = wk.z, weight_k[i + 3] = wk.w;
     }
   }
   if constexpr (FP8) to_fp8_weights(a, active, weight_q, weight_k);
   const PlaceNumbers& place = numbers(a.place);
   const RotaryTable& r = a.rotary;
-  for (int j = thread; j < kTokens * r.pairs_time; j += static_cast<int>(blockDim.x)) {
-    const int64_t frame = (first + j / r.pairs_time) % tokens / per_frame;
-    const int64_t position =
-        place.first_frame + (place.position_period > 0 ? frame % place.position_period : frame);
-    time_factors[j / r.pairs_time][j % r.pairs_time] =
-        time_factor(position, r.frequency[j % r.pairs_time]);
+  // A warp for each token, but for CTAs of one.
+  for (int t = thread / 32; t < kTokens; t += static_cast<int>(blockDim.x) / 32) {
+    int64_t position = t == 0 ? frame[0] : frame[kTokens - 1];
+    if (place.position_period > 0) position %= place.position_period;
+    position += place.first_frame;
+    for (int j = thread % 32; j < r.pairs_time; j += 32) {
+      time_factors[t][j] = time_factor(position, r.frequency[j]);
+    }
   }
   const int warps = static_cast<int>(blockDim.x) / 32;
   for (int i = thread; i < 2 * kTokens * kMaxWarps; i += static_cast<int>(blockDim.x)) {
@@ -336,20 +342,18 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     return 1.0F / sqrtf(square / size + a.eps);
   };
   const int pair = column % a.head_dim / 2;
+  const auto width = static_cast<int>(a.grid.width);
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) {
-    const int64_t token = first + t;
-    if (token >= a.batch * tokens) return;
+    const int token = first + t;
+    if (token >= all_tokens) return;
     const float inverse_q = inverse_of(partial[t]);
     const float inverse_k = inverse_of(partial[kTokens + t]);
-    const auto in_sample = static_cast<int>(token % tokens);
-    const auto frame = in_sample / static_cast<int>(per_frame);
-    const auto in_frame = in_sample % static_cast<int>(per_frame);
-    const auto width = static_cast<int>(a.grid.width);
+    const int row_of_frame = in_frame[t] / width;
     const float2* vertical =
-        reinterpret_cast<const float2*>(r.height) + in_frame / width * r.pairs_space;
-    const float2* horizontal =
-        reinterpret_cast<const float2*>(r.width) + in_frame % width * r.pairs_space;
+        reinterpret_cast<const float2*>(r.height) + row_of_frame * r.pairs_space;
+    const float2* horizontal = reinterpret_cast<const float2*>(r.width) +
+                               (in_frame[t] - row_of_frame * width) * r.pairs_space;
     float q_out[N];
     float k_out[N];
 #pragma unroll
@@ -369,11 +373,11 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
       turn(q[t], weight_q, inverse_q, q_out);
       turn(k[t], weight_k, inverse_k, k_out);
     }
-    int64_t slot = place.first_slot + frame;
+    int64_t slot = place.first_slot + frame[t];
     if (slot >= place.ring_end) slot = place.ring_begin + (slot - place.ring_end);
-    const int64_t row = token / tokens * cache_tokens + slot * per_frame + in_frame;
-    const int64_t q_at = token * a.dim + column;
-    const int64_t k_at = row * a.dim + column;
+    const int64_t row = sample[t] * cache_tokens + slot * per_frame + in_frame[t];
+    const int64_t q_at = int64_t{token} * dim + column;
+    const int64_t k_at = row * dim + column;
     if constexpr (FP8) {
       using Out = Pack<uint8_t, N>;
       *reinterpret_cast<Out*>(static_cast<uint8_t*>(a.q) + q_at) = to_fp8(q_out, 1.0F);
@@ -400,6 +404,7 @@ __global__ void store_place_kernel(PlaceNumbers numbers, PlaceNumbers* device) {
 void check(const QkvArgs& a) {
   require(a.head_dim / 2 <= kMaxPairs && a.place != nullptr,
           "rotary embedding: heads of at most 1024 and a place in device memory");
+  require(a.batch * a.grid.tokens() < int64_t{1} << 31, "rotary embedding: 2^31 tokens");
 }
 
 }  // namespace
@@ -415,7 +420,8 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
   check(args);
   const auto token_ctas = static_cast<unsigned>((tokens + kTokens - 1) / kTokens);
   if (args.scales != nullptr) {
-    require(args.dtype == DType::kBF16 && args.head_dim == 128 && args.dim <= 8192,
+    require(args.dtype == DType::kBF16 && args.head_dim == 128 && args.dim <= 8192 &&
+                packable(args.norm_q) && packable(args.norm_k),
             "attention in e4m3: bf16 before it and heads of 128, of at most 64");
     const int64_t threads = (args.dim / kColumns + 31) / 32 * 32;
     const int64_t groups = args.grid.height * args.grid.width / kGroup + 2;
@@ -436,7 +442,8 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
       const int64_t threads = (args.dim / N + 31) / 32 * 32;
       if (args.dim % N != 0 || args.head_dim % N != 0 || threads > 1024 ||
           args.rotary.pairs_time > kMaxPairs / kTokens || !packable(args.qkv) ||
-          !packable(args.q) || !packable(args.k) || !packable(args.v)) {
+          !packable(args.norm_q) || !packable(args.norm_k) || !packable(args.q) ||
+          !packable(args.k) || !packable(args.v)) {
         to_cache_kernel<T>
             <<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(args, cache_tokens);
         return;
@@ -446,7 +453,7 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
             args, cache_tokens, /*groups=*/0, /*value_ctas=*/0);
       };
       if (threads <= 192) {
-        go(packed_kernel<T, false, 192, 3>);
+        go(packed_kernel<T, false, 192, 4>);
       } else {
         go(packed_kernel<T, false, 1024, 1>);
       }

@@ -91,6 +91,44 @@ __device__ __forceinline__ void copy_box(uint32_t destination, const CUtensorMap
       : "memory");
 }
 
+// --- clusters -----------------------------------------------------------------------------------
+
+/// Which CTA of its cluster this is.
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+/// A barrier of all threads of the cluster.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;\n" ::
+          : "memory");
+}
+/// Arrives at the barrier that CTA `rank` of the cluster has at this address. Orders no memory
+/// accesses between CTAs: that would cost a fence of the whole GPU.
+__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+/// copy_box() of a 2-D map to the same place in every CTA of `ranks` (a bit each), whose own
+/// barriers at that address it counts on.
+__device__ __forceinline__ void copy_box_to(uint32_t destination, const CUtensorMap* map, int32_t x,
+                                            int32_t y, uint32_t barrier, uint16_t ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(destination),
+      "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(ranks)
+      : "memory");
+}
+
 // --- registers ----------------------------------------------------------------------------------
 
 template <uint32_t COUNT>
@@ -147,6 +185,12 @@ __device__ __forceinline__ void pin(uint32_t (&values)[COUNT]) {
   UF_REGISTERS_32                                                                                \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
   "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define UF_REGISTERS_80 \
+  UF_REGISTERS_64       \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define UF_REGISTERS_96 \
+  UF_REGISTERS_80       \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define UF_OUTPUTS_8(d, i)                                                                    \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -252,8 +296,45 @@ __device__ __forceinline__ void product8_registers(float (&d)[64], uint32_t a0, 
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
+/// d [64, 128, 160 or 192] = a b^T, plus d unless `add` is 0: both from shared memory.
+__device__ __forceinline__ void product8(float (&d)[64], uint64_t a, uint64_t b, uint32_t add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" UF_REGISTERS_64
+      "}, %64, %65, p, 1, 1;\n"
+      "}\n"
+      : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32)
+      : "l"(a), "l"(b), "r"(add));
+}
+__device__ __forceinline__ void product8(float (&d)[80], uint64_t a, uint64_t b, uint32_t add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %82, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n160k32.f32.e4m3.e4m3 {" UF_REGISTERS_80
+      "}, %80, %81, p, 1, 1;\n"
+      "}\n"
+      : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32), UF_OUTPUTS_8(d, 64), UF_OUTPUTS_8(d, 72)
+      : "l"(a), "l"(b), "r"(add));
+}
+__device__ __forceinline__ void product8(float (&d)[96], uint64_t a, uint64_t b, uint32_t add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %98, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 {" UF_REGISTERS_96
+      "}, %96, %97, p, 1, 1;\n"
+      "}\n"
+      : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32), UF_OUTPUTS_32(d, 64)
+      : "l"(a), "l"(b), "r"(add));
+}
+
 #undef UF_REGISTERS_32
 #undef UF_REGISTERS_64
+#undef UF_REGISTERS_80
+#undef UF_REGISTERS_96
 #undef UF_OUTPUTS_8
 #undef UF_OUTPUTS_32
 
