@@ -41,8 +41,8 @@ constexpr int kRows = 4;       // of a CTA
 constexpr int kMostWarps = 8;  // 2048 columns
 constexpr int kColumns = 8;    // of a thread
 
-/// Totals over the CTA of a value for each row, divided by `dim`.
-__device__ __forceinline__ void row_means(float (&x)[kRows], float dim,
+/// Totals over the CTA of a value for each row, times `factor`.
+__device__ __forceinline__ void row_means(float (&x)[kRows], float factor,
                                           float (&scratch)[kRows][kMostWarps]) {
   const unsigned lane = threadIdx.x % 32;
   const float total = sum_each(x);
@@ -52,7 +52,7 @@ __device__ __forceinline__ void row_means(float (&x)[kRows], float dim,
   for (int r = 0; r < kRows; ++r) {
     const float4 low = *reinterpret_cast<const float4*>(&scratch[r][0]);
     const float4 high = *reinterpret_cast<const float4*>(&scratch[r][4]);
-    x[r] = (((low.x + low.y) + (low.z + low.w)) + ((high.x + high.y) + (high.z + high.w))) / dim;
+    x[r] = (((low.x + low.y) + (low.z + low.w)) + ((high.x + high.y) + (high.z + high.w))) * factor;
   }
 }
 
@@ -120,14 +120,14 @@ __global__ void __launch_bounds__(32 * kMostWarps)
     }
     if (const float* from = row_of(a.shift, batch, vector)) load_floats(from + column, shift);
   }
-  const auto size = static_cast<float>(dim);
+  const float per_column = 1.0F / static_cast<float>(dim);
   float mean[kRows] = {};
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) mean[r] += v[r][i];
   }
-  row_means(mean, size, scratch[0]);
+  row_means(mean, per_column, scratch[0]);
   float inverse[kRows] = {};
   if (active) {
 #pragma unroll
@@ -139,14 +139,14 @@ __global__ void __launch_bounds__(32 * kMostWarps)
       }
     }
   }
-  row_means(inverse, size, scratch[1]);
+  row_means(inverse, per_column, scratch[1]);
   if (a.one_plus_scale) {
 #pragma unroll
     for (float& s : scale) s += 1.0F;
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const float factor = 1.0F / sqrtf(inverse[r] + a.eps);
+    const float factor = rsqrtf(inverse[r] + a.eps);
     float n[kColumns];
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) n[i] = v[r][i] * factor * scale[i] + shift[i];
@@ -323,6 +323,49 @@ __global__ void scale_rows_packed(const T* x, const float* weight, float eps, bo
   *reinterpret_cast<Pack<T, N>*>(y + at) = out;
 }
 
+// Four rows of bf16 a CTA, whose sums are exchanged together.
+__global__ void __launch_bounds__(32 * kMostWarps)
+    rms_norm_rows(const bf16* x, const float* weight, float eps, int64_t rows, int dim, bf16* y) {
+  __shared__ __align__(16) float scratch[kRows][kMostWarps];
+  using Columns = Pack<bf16, kColumns>;
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int column = thread * kColumns;
+  const int64_t first = int64_t{blockIdx.x} * kRows;
+  const int64_t at = first * dim + column;
+  const auto present = static_cast<int>(min(rows - first, int64_t{kRows}));
+  for (int i = thread; i < kRows * kMostWarps; i += static_cast<int>(blockDim.x)) {
+    if (i % kMostWarps >= static_cast<int>(blockDim.x) / 32) {
+      scratch[i / kMostWarps][i % kMostWarps] = 0.0F;
+    }
+  }
+  Columns in[kRows] = {};
+  float w[kColumns] = {};
+  if (column < dim) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r < present) in[r] = *reinterpret_cast<const Columns*>(x + at + r * dim);
+    }
+    load_floats(weight + column, w);
+  }
+  float mean[kRows] = {};
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) mean[r] += as_float(in[r].x[i]) * as_float(in[r].x[i]);
+  }
+  row_means(mean, 1.0F / static_cast<float>(dim), scratch);
+  if (column >= dim) return;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (r >= present) continue;
+    const float factor = rsqrtf(mean[r] + eps);
+    Columns out;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) out.x[i] = as<bf16>(as_float(in[r].x[i]) * factor * w[i]);
+    *reinterpret_cast<Columns*>(y + at + r * dim) = out;
+  }
+}
+
 unsigned threads_for(int64_t dim, int n) { return static_cast<unsigned>((dim / n + 31) / 32 * 32); }
 
 template <Kind KIND>
@@ -389,6 +432,14 @@ void residual_norm(const ResidualNormArgs& args, cudaStream_t stream) {
 
 void rms_norm(DType dtype, const void* x, const float* weight, float eps, int64_t rows, int64_t dim,
               void* y, cudaStream_t stream) {
+  if (dtype == DType::kBF16 && rows * dim > 0 && dim % kColumns == 0 && dim >= 64 * kColumns &&
+      dim <= 32 * kMostWarps * kColumns && packable(x) && packable(y) && packable(weight)) {
+    rms_norm_rows<<<ceil_div(rows, kRows), threads_for(dim, kColumns), 0, stream>>>(
+        static_cast<const bf16*>(x), weight, eps, rows, static_cast<int>(dim),
+        static_cast<bf16*>(y));
+    UF_CUDA_LAUNCHED();
+    return;
+  }
   launch_scale_rows<Kind::kRms>(dtype, x, weight, eps, /*silu=*/false, rows, dim, y, stream);
 }
 

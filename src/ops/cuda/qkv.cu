@@ -19,6 +19,7 @@ constexpr int kMaxPairs = 512;  // of a head
 constexpr int kColumns = 8;     // of a thread
 constexpr int kGroup = 16;      // tokens of a CTA that takes v in e4m3
 constexpr int kTokens = 2;      // of any other
+static_assert(kTokens == 2, "the factors of a first and a second token");
 constexpr int kMaxWarps = 32;
 
 __device__ const PlaceNumbers& numbers(const void* place) {
@@ -221,8 +222,8 @@ __device__ __forceinline__ void to_fp8_weights(const QkvArgs& a, bool active, fl
   const float scale_k = fp8_head_scale(top_k, size);
   // Every CTA writes the same numbers.
   if (active && threadIdx.x % 16 == 0) a.scales[threadIdx.x / 16] = scale_q * scale_k;
-  const float factor_q = 1.0F / scale_q;
-  const float factor_k = 1.0F / scale_k;
+  const float factor_q = __fdividef(1.0F, scale_q);
+  const float factor_k = __fdividef(1.0F, scale_k);
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
     q[i] *= factor_q;
@@ -235,7 +236,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     packed_kernel(const __grid_constant__ QkvArgs a, int64_t cache_tokens, int groups,
                   int value_ctas) {
   constexpr int N = 16 / static_cast<int>(sizeof(T));
-  __shared__ float2 time_factors[kTokens][kMaxPairs / kTokens];
+  __shared__ __align__(16) float2 factors[kTokens][kMaxPairs / kTokens];
   __shared__ __align__(16) float partial[2 * kTokens][kMaxWarps];
   const auto thread = static_cast<int>(threadIdx.x);
   const int column = thread * N;
@@ -305,14 +306,27 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   if constexpr (FP8) to_fp8_weights(a, active, weight_q, weight_k);
   const PlaceNumbers& place = numbers(a.place);
   const RotaryTable& r = a.rotary;
-  // A warp for each token, but for CTAs of one.
-  for (int t = thread / 32; t < kTokens; t += static_cast<int>(blockDim.x) / 32) {
-    int64_t position = t == 0 ? frame[0] : frame[kTokens - 1];
-    if (place.position_period > 0) position %= place.position_period;
-    position += place.first_frame;
-    for (int j = thread % 32; j < r.pairs_time; j += 32) {
-      time_factors[t][j] = time_factor(position, r.frequency[j]);
+  const auto width = static_cast<int>(a.grid.width);
+  // All factors of a head, before anything waits: read pair by pair later on, they would be one
+  // latency after the other.
+  const int pairs = a.head_dim / 2;
+  for (int i = thread; i < kTokens * pairs; i += static_cast<int>(blockDim.x)) {
+    const bool second = i >= pairs;
+    const int j = second ? i - pairs : i;
+    const int in_space = j - r.pairs_time;
+    if (in_space < 0) {
+      int64_t position = second ? frame[1] : frame[0];
+      if (place.position_period > 0) position %= place.position_period;
+      factors[second ? 1 : 0][j] = time_factor(place.first_frame + position, r.frequency[j]);
+      continue;
     }
+    const int at = second ? in_frame[1] : in_frame[0];
+    const int line = at / width;
+    const float2* from =
+        in_space < r.pairs_space
+            ? reinterpret_cast<const float2*>(r.height) + line * r.pairs_space
+            : reinterpret_cast<const float2*>(r.width) + (at - line * width - 1) * r.pairs_space;
+    factors[second ? 1 : 0][j] = from[in_space];
   }
   const int warps = static_cast<int>(blockDim.x) / 32;
   for (int i = thread; i < 2 * kTokens * kMaxWarps; i += static_cast<int>(blockDim.x)) {
@@ -332,37 +346,27 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   if (thread % kLanes == 0) partial[thread % 32 / kLanes][thread / 32] = total;
   __syncthreads();
   if (!active) return;
-  const auto size = static_cast<float>(a.dim);
+  const float per_column = 1.0F / static_cast<float>(dim);
   const auto inverse_of = [&](const float(&sums)[kMaxWarps]) {
     float square = 0.0F;
     for (int w = 0; w < warps; w += 4) {
       const float4 x = *reinterpret_cast<const float4*>(&sums[w]);
       square += (x.x + x.y) + (x.z + x.w);
     }
-    return 1.0F / sqrtf(square / size + a.eps);
+    return rsqrtf(square * per_column + a.eps);
   };
   const int pair = column % a.head_dim / 2;
-  const auto width = static_cast<int>(a.grid.width);
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) {
     const int token = first + t;
     if (token >= all_tokens) return;
     const float inverse_q = inverse_of(partial[t]);
     const float inverse_k = inverse_of(partial[kTokens + t]);
-    const int row_of_frame = in_frame[t] / width;
-    const float2* vertical =
-        reinterpret_cast<const float2*>(r.height) + row_of_frame * r.pairs_space;
-    const float2* horizontal = reinterpret_cast<const float2*>(r.width) +
-                               (in_frame[t] - row_of_frame * width) * r.pairs_space;
     float q_out[N];
     float k_out[N];
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
-      const int at = pair + i;
-      const int in_space = at - r.pairs_time;
-      const float2 f = in_space < 0               ? time_factors[t][at]
-                       : in_space < r.pairs_space ? __ldg(vertical + in_space)
-                                                  : __ldg(horizontal + in_space - r.pairs_space);
+      const float2 f = factors[t][pair + i];
       const auto turn = [&](const Pack<T, N>& in, const float(&weight)[N], float inverse,
                             float(&out)[N]) {
         const float x = as_float(in.x[2 * i]) * inverse * weight[2 * i];
@@ -431,7 +435,7 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
           args, cache_tokens, static_cast<int>(groups), static_cast<int>(value_ctas));
     };
     if (threads <= 192) {
-      go(packed_kernel<bf16, true, 192, 3>);
+      go(packed_kernel<bf16, true, 192, 4>);
     } else {
       go(packed_kernel<bf16, true, 1024, 1>);
     }
@@ -441,7 +445,7 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
       constexpr int N = 16 / static_cast<int>(sizeof(T));
       const int64_t threads = (args.dim / N + 31) / 32 * 32;
       if (args.dim % N != 0 || args.head_dim % N != 0 || threads > 1024 ||
-          args.rotary.pairs_time > kMaxPairs / kTokens || !packable(args.qkv) ||
+          args.head_dim / 2 > kMaxPairs / kTokens || !packable(args.qkv) ||
           !packable(args.norm_q) || !packable(args.norm_k) || !packable(args.q) ||
           !packable(args.k) || !packable(args.v)) {
         to_cache_kernel<T>

@@ -46,7 +46,9 @@ __device__ __forceinline__ Fp8Scale fp8_block_scale(const float (&x)[8]) {
   for (int step = kFp8BlockThreads / 2; step >= 1; step /= 2) {
     top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFU, top, step));
   }
-  return fp8_scale(top);
+  // Without exact divisions, which cost more than the conversion.
+  top = fmaxf(top, 1e-12F);
+  return {__fdividef(kFp8Largest, top), top * (1.0F / kFp8Largest)};
 }
 
 /// Queries and keys of a head after their RMS norm: no element passes sqrt(dim) times the head's

@@ -185,12 +185,6 @@ __device__ __forceinline__ void pin(uint32_t (&values)[COUNT]) {
   UF_REGISTERS_32                                                                                \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
   "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define UF_REGISTERS_80 \
-  UF_REGISTERS_64       \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
-#define UF_REGISTERS_96 \
-  UF_REGISTERS_80       \
-  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define UF_OUTPUTS_8(d, i)                                                                    \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -296,45 +290,8 @@ __device__ __forceinline__ void product8_registers(float (&d)[64], uint32_t a0, 
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
-/// d [64, 128, 160 or 192] = a b^T, plus d unless `add` is 0: both from shared memory.
-__device__ __forceinline__ void product8(float (&d)[64], uint64_t a, uint64_t b, uint32_t add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" UF_REGISTERS_64
-      "}, %64, %65, p, 1, 1;\n"
-      "}\n"
-      : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32)
-      : "l"(a), "l"(b), "r"(add));
-}
-__device__ __forceinline__ void product8(float (&d)[80], uint64_t a, uint64_t b, uint32_t add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %82, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n160k32.f32.e4m3.e4m3 {" UF_REGISTERS_80
-      "}, %80, %81, p, 1, 1;\n"
-      "}\n"
-      : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32), UF_OUTPUTS_8(d, 64), UF_OUTPUTS_8(d, 72)
-      : "l"(a), "l"(b), "r"(add));
-}
-__device__ __forceinline__ void product8(float (&d)[96], uint64_t a, uint64_t b, uint32_t add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %98, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 {" UF_REGISTERS_96
-      "}, %96, %97, p, 1, 1;\n"
-      "}\n"
-      : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32), UF_OUTPUTS_32(d, 64)
-      : "l"(a), "l"(b), "r"(add));
-}
-
 #undef UF_REGISTERS_32
 #undef UF_REGISTERS_64
-#undef UF_REGISTERS_80
-#undef UF_REGISTERS_96
 #undef UF_OUTPUTS_8
 #undef UF_OUTPUTS_32
 
