@@ -125,7 +125,7 @@ Tensor SparseSrDit::forward(Executor& ops, const Tensor& noise, const Tensor& co
                                                        transformer.num_heads, place, selection);
         if (pass.chosen_masks != nullptr) pass.chosen_masks->push_back(ops.to_host(mask.mask));
         return ops.block_sparse_attention(queries, cache, mask, window_grid, transformer.num_heads,
-                                          place, ResultUse::kProducts);
+                                          place);
       },
       pass.probe);
   return ops.unpatchify(head, grid, noise.dtype());

@@ -200,11 +200,7 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
   const Tensor* m = time.blocks.data();
   Tensor x = ops.linear(patches, patch_embedding_);  // [batch, tokens, dim]
   if (probe) probe("patch_embedding", x);
-  constexpr ResultUse kProducts = ResultUse::kProducts;
-  AttentionOptions cross;
-  cross.use = kProducts;
-  Tensor n =
-      ops.layer_norm_modulate(x, m[0].select(2, kShift1), m[0].select(2, kScale1), eps, kProducts);
+  Tensor n = ops.layer_norm_modulate(x, m[0].select(2, kShift1), m[0].select(2, kScale1), eps);
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const WanBlock& block = blocks_[i];
     RecomputeRegion region(ops);
@@ -216,23 +212,22 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
     if (!y.defined()) return {};
     y = ops.linear(y, block.self_attn.o);
     ResidualNorm r = ops.residual_layer_norm(std::move(x), y, m[i].select(2, kGate1),
-                                             block.norm3_weight, block.norm3_bias, eps, kProducts);
+                                             block.norm3_weight, block.norm3_bias, eps);
     report("self_attn", i, r.x);
     // Cross-attention: no gate, no mask; padding rows of the text are attended
     y = ops.linear(r.normalized, block.cross_attn.qkv);
     y = ops.rms_norm(y, block.cross_attn.norm_q, eps);
-    y = ops.attention(y, text.layers[i].first, text.layers[i].second, config_.num_heads, cross);
+    y = ops.attention(y, text.layers[i].first, text.layers[i].second, config_.num_heads);
     y = ops.linear(y, block.cross_attn.o);
     r = ops.residual_modulate(std::move(r.x), y, {}, m[i].select(2, kShift2),
-                              m[i].select(2, kScale2), eps, kProducts);
+                              m[i].select(2, kScale2), eps);
     report("cross_attn", i, r.x);
     // Feed-forward, then the norm of whatever comes next
     y = ops.feed_forward(r.normalized, block.ffn_0, Activation::kGeluTanh, block.ffn_2);
     const bool last = i + 1 == blocks_.size();
     const Tensor shift = last ? time.head_shift : m[i + 1].select(2, kShift1);
     const Tensor scale = last ? time.head_scale : m[i + 1].select(2, kScale1);
-    r = ops.residual_modulate(std::move(r.x), y, m[i].select(2, kGate2), shift, scale, eps,
-                              last ? ResultUse::kAny : kProducts);  // the head's is cast first
+    r = ops.residual_modulate(std::move(r.x), y, m[i].select(2, kGate2), shift, scale, eps);
     report("ffn", i, r.x);
     x = std::move(r.x);
     n = std::move(r.normalized);
@@ -268,8 +263,8 @@ Tensor run_causal(Executor& ops, const WanDit& network, const Tensor& latent, Kv
                                           config.num_heads, pass.place, cache);
         qkv = Tensor();
         if (pass.cache_only && layer == last) return {};
-        return ops.attention_cached(q, cache, config.num_heads, grid.tokens_per_frame(), pass.place,
-                                    ResultUse::kProducts);
+        return ops.attention_cached(q, cache, config.num_heads, grid.tokens_per_frame(),
+                                    pass.place);
       },
       pass.probe);
   return head.defined() ? ops.unpatchify(head, grid, latent.dtype()) : Tensor();

@@ -59,27 +59,6 @@ void require_heads(int64_t dim, int64_t heads, const char* op) {
            heads);
 }
 
-// Products take what ResultUse::kProducts allows too.
-void require_input(const Tensor& x, const char* op) {
-  if (x.defined() && x.dtype() == DType::kF8E4M3) {
-    require_contiguous(x, op, "x");
-  } else {
-    require_dense(x, op, "x");
-  }
-}
-
-// Says for the time of an operation what becomes of its result.
-class UseScope {
- public:
-  UseScope(ResultUse& place, ResultUse use) : place_(place) { place_ = use; }
-  UseScope(const UseScope&) = delete;
-  UseScope& operator=(const UseScope&) = delete;
-  ~UseScope() { place_ = ResultUse::kAny; }
-
- private:
-  ResultUse& place_;
-};
-
 void check_qkv(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k, int64_t tokens,
                int64_t heads, const char* op) {
   require_rank(qkv, 3, op, "qkv");
@@ -186,7 +165,7 @@ void Executor::prepare(Conv& conv, const PrepareOptions& options) {
 }
 
 Tensor Executor::linear(const Tensor& x, const Linear& weight, Activation activation) {
-  require_input(x, "linear");
+  require_dense(x, "linear", "x");
   UF_CHECK(weight.prepared != nullptr, "linear: the weight was not prepared");
   UF_CHECK(x.rank() >= 1 && x.dim(-1) == weight.in_features,
            "linear: x {} meets a weight of {} inputs", x.to_string(), weight.in_features);
@@ -196,7 +175,7 @@ Tensor Executor::linear(const Tensor& x, const Linear& weight, Activation activa
 
 Tensor Executor::feed_forward(const Tensor& x, const Linear& first, Activation activation,
                               const Linear& second) {
-  require_input(x, "feed_forward");
+  require_dense(x, "feed_forward", "x");
   UF_CHECK(first.prepared != nullptr && second.prepared != nullptr,
            "feed_forward: a weight was not prepared");
   UF_CHECK(
@@ -247,7 +226,7 @@ Tensor Executor::layer_norm(const Tensor& x, const Tensor& weight, const Tensor&
 }
 
 Tensor Executor::layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& scale,
-                                     float eps, ResultUse use) {
+                                     float eps) {
   require_rank(x, 3, "layer_norm_modulate", "x");
   require_dense(x, "layer_norm_modulate", "x");
   require_rows(shift, x, "layer_norm_modulate", "shift");
@@ -255,7 +234,6 @@ Tensor Executor::layer_norm_modulate(const Tensor& x, const Tensor& shift, const
   UF_CHECK(shift.dim(1) == scale.dim(1), "layer_norm_modulate: shift {} and scale {}",
            shift.to_string(), scale.to_string());
   const OpTimer timer(*this, op_log_, "layer_norm_modulate", [&] { return element_cost(x, 2.0); });
-  const UseScope scope(use_, use);
   return do_layer_norm_modulate(x, shift, scale, eps);
 }
 
@@ -279,8 +257,7 @@ Tensor Executor::gated_residual(Tensor x, const Tensor& y, const Tensor& gate) {
 }
 
 ResidualNorm Executor::residual_modulate(Tensor x, const Tensor& y, const Tensor& gate,
-                                         const Tensor& shift, const Tensor& scale, float eps,
-                                         ResultUse use) {
+                                         const Tensor& shift, const Tensor& scale, float eps) {
   require_rank(x, 3, "residual_modulate", "x");
   require_dense(x, "residual_modulate", "x");
   require_dense(y, "residual_modulate", "y");
@@ -292,13 +269,11 @@ ResidualNorm Executor::residual_modulate(Tensor x, const Tensor& y, const Tensor
            "residual_modulate: rows of gate {}, shift {} and scale {} differ", gate.to_string(),
            shift.to_string(), scale.to_string());
   const OpTimer timer(*this, op_log_, "residual_modulate", [&] { return element_cost(y, 4.0); });
-  const UseScope scope(use_, use);
   return do_residual_modulate(std::move(x), y, gate, shift, scale, eps);
 }
 
 ResidualNorm Executor::residual_layer_norm(Tensor x, const Tensor& y, const Tensor& gate,
-                                           const Tensor& weight, const Tensor& bias, float eps,
-                                           ResultUse use) {
+                                           const Tensor& weight, const Tensor& bias, float eps) {
   require_rank(x, 3, "residual_layer_norm", "x");
   require_dense(x, "residual_layer_norm", "x");
   require_dense(y, "residual_layer_norm", "y");
@@ -307,7 +282,6 @@ ResidualNorm Executor::residual_layer_norm(Tensor x, const Tensor& y, const Tens
   require_optional_vector(weight, x.dim(-1), "residual_layer_norm", "weight");
   require_optional_vector(bias, x.dim(-1), "residual_layer_norm", "bias");
   const OpTimer timer(*this, op_log_, "residual_layer_norm", [&] { return element_cost(y, 4.0); });
-  const UseScope scope(use_, use);
   return do_residual_layer_norm(std::move(x), y, gate, weight, bias, eps);
 }
 
@@ -378,8 +352,7 @@ Tensor Executor::qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Ten
 }
 
 Tensor Executor::attention_cached(const Tensor& q, const KvCache& cache, int64_t heads,
-                                  int64_t tokens_per_frame, const ChunkPlace& place,
-                                  ResultUse use) {
+                                  int64_t tokens_per_frame, const ChunkPlace& place) {
   require_rank(q, 3, "attention_cached", "q");
   require_contiguous(q, "attention_cached", "q");
   require_heads(q.dim(2), heads, "attention_cached");
@@ -391,7 +364,6 @@ Tensor Executor::attention_cached(const Tensor& q, const KvCache& cache, int64_t
   const OpTimer timer(*this, op_log_, "attention_cached", [&] {
     return attention_cost(q, place.visible_frames * tokens_per_frame, q.dim(0));
   });
-  const UseScope scope(use_, use);
   return do_attention_cached(q, cache, heads, tokens_per_frame, place);
 }
 
@@ -421,10 +393,7 @@ Tensor Executor::attention(const Tensor& q, const Tensor& k, const Tensor& v, in
   }
   const OpTimer timer(*this, op_log_, "attention",
                       [&] { return attention_cost(q, keys, k.dim(0)); });
-  if (options.chunk_mask == ChunkMask::kNone) {
-    const UseScope scope(use_, options.use);
-    return do_attention(q, k, v, heads, options);
-  }
+  if (options.chunk_mask == ChunkMask::kNone) return do_attention(q, k, v, heads, options);
   const int64_t halves = options.chunk_mask == ChunkMask::kTeacherForcing ? 2 : 1;
   UF_CHECK(options.keys < 0 && !options.key_lengths.defined() && !options.relative_bias.defined() &&
                k.shape() == q.shape() && options.chunk_tokens > 0 &&
@@ -493,7 +462,7 @@ BlockMask Executor::block_mask_from(const Tensor& mask) {
 
 Tensor Executor::block_sparse_attention(const WindowedQueries& queries, const WindowCache& cache,
                                         const BlockMask& mask, const WindowGrid& grid,
-                                        int64_t heads, const GroupPlace& place, ResultUse use) {
+                                        int64_t heads, const GroupPlace& place) {
   require_rank(queries.q, 4, "block_sparse_attention", "q");
   const int64_t dim = queries.q.dim(3);
   check_window_cache(cache, grid, place, queries.q.dim(0), dim, queries.q.dtype(),
@@ -514,7 +483,6 @@ Tensor Executor::block_sparse_attention(const WindowedQueries& queries, const Wi
                               pairs / static_cast<double>(heads * grid.blocks())),
                   pairs * pair_flops, element(queries.q) * 4.0 * count(queries.q)};
   });
-  const UseScope scope(use_, use);
   return do_block_sparse_attention(queries, cache, mask, grid, heads, place);
 }
 

@@ -146,20 +146,17 @@ class Executor {
   Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps);
   /// layer_norm(x) * (1 + scale) + shift. x [batch, tokens, dim]; shift, scale f32
   /// [batch or 1, rows, dim] (may be strided): token n uses row n / (tokens / rows).
-  /// Here and below `use` is what becomes of the result, or of the normalized one.
-  Tensor layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& scale, float eps,
-                             ResultUse use = ResultUse::kAny);
+  Tensor layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& scale, float eps);
   /// x / sqrt(mean(x^2) + eps) * weight over the last axis; weight [dim] f32.
   Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps);
   /// x + y * gate; gate f32 [batch or 1, rows, dim] as in layer_norm_modulate, or undefined for 1.
   Tensor gated_residual(Tensor x, const Tensor& y, const Tensor& gate);
   /// gated_residual followed by layer_norm_modulate of the result.
   ResidualNorm residual_modulate(Tensor x, const Tensor& y, const Tensor& gate, const Tensor& shift,
-                                 const Tensor& scale, float eps, ResultUse use = ResultUse::kAny);
+                                 const Tensor& scale, float eps);
   /// gated_residual followed by layer_norm of the result.
   ResidualNorm residual_layer_norm(Tensor x, const Tensor& y, const Tensor& gate,
-                                   const Tensor& weight, const Tensor& bias, float eps,
-                                   ResultUse use = ResultUse::kAny);
+                                   const Tensor& weight, const Tensor& bias, float eps);
   /// x / max(|x|_2, 1e-12) * sqrt(channels) * gamma over the last axis, then SiLU if asked.
   /// gamma [channels] f32. The Wan VAE's norm.
   Tensor channel_norm(const Tensor& x, const Tensor& gamma, bool silu);
@@ -181,8 +178,7 @@ class Executor {
                       KvCache& cache);
   /// softmax(q k^T / sqrt(head_dim)) v over the visible slots of the cache.
   Tensor attention_cached(const Tensor& q, const KvCache& cache, int64_t heads,
-                          int64_t tokens_per_frame, const ChunkPlace& place,
-                          ResultUse use = ResultUse::kAny);
+                          int64_t tokens_per_frame, const ChunkPlace& place);
   /// q [batch, queries, dim], k and v [batch or 1, keys, dim] (each may be strided over tokens) ->
   /// [batch, queries, dim].
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
@@ -216,7 +212,7 @@ class Executor {
   /// Returns [batch, tokens, dim] in token order, padding dropped.
   Tensor block_sparse_attention(const WindowedQueries& queries, const WindowCache& cache,
                                 const BlockMask& mask, const WindowGrid& grid, int64_t heads,
-                                const GroupPlace& place, ResultUse use = ResultUse::kAny);
+                                const GroupPlace& place);
 
   // --- convolutions: [batch, frames, height, width, channels] ------------------------------------
 
@@ -279,9 +275,6 @@ class Executor {
 
  protected:
   Executor() = default;
-
-  /// Of the operation that is being queued.
-  [[nodiscard]] ResultUse result_use() const { return use_; }
 
   virtual Tensor do_empty(DType dtype, const Shape& shape) = 0;
   virtual Tensor do_to_device(const Tensor& host, DType dtype) = 0;
@@ -355,7 +348,6 @@ class Executor {
 
  private:
   OpLog* op_log_ = nullptr;
-  ResultUse use_ = ResultUse::kAny;
 };
 
 }  // namespace ultraflash

@@ -44,11 +44,6 @@ struct Conv {
   std::shared_ptr<const PreparedWeight> prepared;
 };
 
-/// What becomes of a result. What products alone read an executor may leave in a form of its own
-/// (f8_e4m3, the scales out of sight), which linear() and feed_forward() take and nothing else
-/// does.
-enum class ResultUse : uint8_t { kAny, kProducts };
-
 /// How a weight is prepared.
 struct PrepareOptions {
   DType compute = DType::kF32;  // type of the activations it will meet
@@ -201,7 +196,6 @@ struct AttentionOptions {
   Tensor relative_bias;
   ChunkMask chunk_mask = ChunkMask::kNone;  // takes q, k and v of one length and no other option
   int64_t chunk_tokens = 0;                 // beside `scale`
-  ResultUse use = ResultUse::kAny;
 };
 
 /// Zero padding of a 2-D convolution, in input pixels.

@@ -499,29 +499,6 @@ void test_fp8(const Case& c, Layer& layer) {
   };
   const auto first = run();
   if (run() != first) fail("attention in e4m3: a second run, other bits");
-  // The result in e4m3: the one in bf16, rounded to four bits.
-  const auto rows = static_cast<int64_t>(layer.out.bytes()) / 2 / dim;
-  const int64_t pitch = rows + 1;
-  const Buffer out8(layer.out.bytes() / 2);
-  const Buffer out_scales(static_cast<size_t>(s.heads * pitch) * 4);
-  attention.out = out8.data();
-  attention.out_scales = out_scales.as<float>();
-  attention.scale_pitch = pitch;
-  check(block_sparse_attention(s, attention, SparseKernel::kHopper, nullptr), "e4m3 out");
-  check(cudaDeviceSynchronize(), "attention to e4m3");
-  const std::vector<float> wide = floats(layer.out, SparseType::kBF16);
-  const std::vector<float> rounded = from_fp8(out8);
-  const std::vector<float> of_rows = out_scales.host<float>();
-  int64_t off = 0;
-  for (size_t i = 0; i < wide.size(); ++i) {
-    const auto row = static_cast<int64_t>(i) / dim;
-    const int64_t head = static_cast<int64_t>(i) % dim / 128;
-    const float factor = of_rows[static_cast<size_t>(head * pitch + row)];
-    const float limit = std::fabs(wide[i]) * (1.0F / 16 + 1.0F / 256) + factor / 1024;
-    if (!(std::fabs(rounded[i] * factor - wide[i]) <= limit)) ++off;
-  }
-  if (off > 0) fail("attention to e4m3: " + std::to_string(off) + " off");
-  if (!out8.intact() || !out_scales.intact()) fail("attention to e4m3: wrote outside a buffer");
   const std::vector<float> factors = scales.host<float>();
   for (size_t i = 0; i < q.size(); ++i) q[i] *= factors[i % dim / 128];
   // Weights are rounded to four bits; their part averages out over the keys.

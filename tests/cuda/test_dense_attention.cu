@@ -239,29 +239,7 @@ void test_fp8(const Case& c, bool positive) {
   const std::vector<__nv_bfloat16> got = run();
   const std::vector<__nv_bfloat16> again = run();
   const bool same = std::memcmp(got.data(), again.data(), 2 * got.size()) == 0;
-  bool intact = in.in.out.guards_intact() && workspace.guards_intact();
-  // The result in e4m3: the one in bf16, rounded to four bits.
-  const Buffer out8(static_cast<size_t>(c.queries * c.heads * 128));
-  const int64_t pitch = c.queries + 1;
-  const Buffer out_scales(static_cast<size_t>(c.heads * pitch) * 4);
-  in.args.out = out8.data();
-  in.args.out_scales = static_cast<float*>(out_scales.data());
-  in.args.scale_pitch = pitch;
-  check(sm90::dense_attention_fp8(in.args, multiprocessors(), workspace.data(), nullptr),
-        "dense_attention_fp8");
-  check(cudaDeviceSynchronize(), "dense_attention_fp8");
-  intact = intact && out8.guards_intact() && out_scales.guards_intact();
-  const std::vector<uint8_t> rounded = host<uint8_t>(out8);
-  const std::vector<float> factors = host<float>(out_scales);
-  int64_t off = 0;
-  for (size_t i = 0; i < rounded.size(); ++i) {
-    const auto query = static_cast<int64_t>(i) / (c.heads * 128);
-    const int64_t head = static_cast<int64_t>(i) / 128 % c.heads;
-    const auto factor = static_cast<double>(factors[static_cast<size_t>(head * pitch + query)]);
-    const auto want = static_cast<double>(__bfloat162float(got[i]));
-    const double limit = std::fabs(want) * (1.0 / 16.0 + 1.0 / 256.0) + factor / 1024.0;
-    if (!(std::fabs(from_fp8(rounded[i]) * factor - want) <= limit)) ++off;
-  }
+  const bool intact = in.in.out.guards_intact() && workspace.guards_intact();
   const std::vector<uint8_t> q = host<uint8_t>(in.q);
   const std::vector<uint8_t> k = host<uint8_t>(in.k);
   const std::vector<uint8_t> v = host<uint8_t>(in.v);
@@ -314,13 +292,11 @@ void test_fp8(const Case& c, bool positive) {
   const double relative = std::sqrt(error / norm);
   const double bias = sum_got / sum_expected - 1.0;
   // One key: its weight is exact. Many: roundings of 2.3 % each against a mean of 1/sqrt(keys).
-  const bool good =
-      relative < 4e-2 && (!positive || std::fabs(bias) < 8e-3) && same && intact && off == 0;
+  const bool good = relative < 4e-2 && (!positive || std::fabs(bias) < 8e-3) && same && intact;
   std::printf("%s fp8 attention %ld x %ld, %d heads, spread %g: relative error %.2e",
               good ? "ok  " : "FAIL", static_cast<long>(c.queries), static_cast<long>(c.keys),
               c.heads, static_cast<double>(c.spread), relative);
   if (positive) std::printf(", bias %.1e", bias);
-  if (off > 0) std::printf(", %ld off in e4m3", static_cast<long>(off));
   std::printf("%s%s\n", same ? "" : ", two runs differ", intact ? "" : ", guards overwritten");
   if (!good) ++failures;
 }

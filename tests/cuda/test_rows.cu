@@ -2,7 +2,6 @@
 // against the same in separate passes; guard zones, the same bits twice. With --bench also their
 // speed. Exit status 77 without a GPU.
 #include <cuda_bf16.h>
-#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
@@ -13,6 +12,7 @@
 
 #include "core/dtype.h"
 #include "cuda/sparse_layer.cuh"
+#include "ops/cuda/blas.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/quantise.cuh"
 
@@ -76,50 +76,6 @@ void test_quantise(int64_t rows, int64_t dim) {
   const std::string name = std::to_string(rows) + " rows of " + std::to_string(dim);
   report(wrong == 0 && got.intact(),
          "quantise_rows, " + name + ": " + std::to_string(wrong) + " differ from the host's");
-}
-
-float from_e4m3(uint8_t bits) {
-  __nv_fp8_e4m3 x;
-  x.__x = bits;
-  return static_cast<float>(x);
-}
-
-void test_quantise_blocks(int64_t rows, int64_t dim) {
-  const Buffer x(static_cast<size_t>(rows * dim) * 2);
-  fill(x, kB, 1, 2.0F);
-  const int64_t pitch = rows + 3;
-  const Buffer y(static_cast<size_t>(rows * dim));
-  const Buffer scales(static_cast<size_t>(dim / 128 * pitch) * 4);
-  kernels::QuantiseArgs args;
-  args.x = x.data();
-  args.rows = rows;
-  args.dim = dim;
-  args.y = y.data();
-  args.scales = scales.as<float>();
-  kernels::quantise_blocks(args, pitch, nullptr);
-  synchronize("quantise_blocks");
-  const std::vector<float> in = floats(x, kB);
-  const std::vector<uint8_t> values = y.host<uint8_t>();
-  const std::vector<float> factors = scales.host<float>();
-  int64_t wrong = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t block = 0; block < dim / 128; ++block) {
-      const auto begin = static_cast<size_t>(r * dim + block * 128);
-      float top = 1e-12F;
-      for (size_t i = begin; i < begin + 128; ++i) top = std::max(top, std::fabs(in[i]));
-      const float scale = factors[static_cast<size_t>(block * pitch + r)];
-      if (!(std::fabs(scale * kFp8Largest - top) <= top * 1e-6F)) ++wrong;
-      // Half a step of four bits, or of the smallest numbers, and the division's last bits.
-      for (size_t i = begin; i < begin + 128; ++i) {
-        const float got = from_e4m3(values[i]) * scale;
-        const float limit = std::fabs(in[i]) * (1.0F / 16 + 1e-6F) + scale / 1024;
-        if (!(std::fabs(got - in[i]) <= limit)) ++wrong;
-      }
-    }
-  }
-  report(wrong == 0 && y.intact() && scales.intact(), "quantise_blocks, " + std::to_string(rows) +
-                                                          " rows of " + std::to_string(dim) + ": " +
-                                                          std::to_string(wrong) + " off");
 }
 
 // GELU of the rounded sum, in place.
@@ -233,29 +189,6 @@ void test_norm(const NormCase& c) {
     }
   }
   good = good && worst <= 1.0 && n.intact() && x_out.intact();
-  // In e4m3: half a step of four bits, or of the smallest numbers, away from the one in bf16.
-  const int64_t pitch = rows + 1;
-  const Buffer n8(bytes / 2);
-  const Buffer scales(static_cast<size_t>(std::max<int64_t>(c.dim / 128, 1) * pitch) * 4);
-  args.n_out = n8.data();
-  args.n_scales = scales.as<float>();
-  args.scale_pitch = pitch;
-  if (kernels::norm_quantises(args)) {
-    kernels::residual_norm(args, nullptr);
-    kernels::expand_blocks(n8.data(), args.n_scales, pitch, rows, c.dim, n_first.data(), nullptr);
-    synchronize("residual_norm in e4m3");
-    const std::vector<float> rounded = floats(n_first, kB);
-    const std::vector<float> factors = scales.host<float>();
-    int64_t off = 0;
-    for (size_t i = 0; i < rounded.size(); ++i) {
-      const auto row = static_cast<int64_t>(i) / c.dim;
-      const int64_t block = static_cast<int64_t>(i) % c.dim / 128;
-      const float factor = factors[static_cast<size_t>(block * pitch + row)];
-      const float limit = std::fabs(got[i]) * (1.0F / 16.0F + 3.0F / 256.0F) + factor / 1024.0F;
-      if (!(std::fabs(rounded[i] - got[i]) <= limit)) ++off;
-    }
-    good = good && off == 0 && n8.intact() && scales.intact();
-  }
   report(good, "norm, " + std::to_string(c.batch) + " x " + std::to_string(c.tokens) + " x " +
                    std::to_string(c.dim) + ", " + std::to_string(c.vectors) + " vectors" +
                    (c.residual ? ", residual" : "") + ": worst " + std::to_string(worst) +
@@ -501,18 +434,6 @@ void bench(int64_t rows, int64_t vectors) {
     kernels::residual_norm(args, nullptr);
   });
   print("residual, norm, modulation", rows, us, elements * 8.0);
-  const int64_t pitch = rows;
-  const Buffer block_scales(static_cast<size_t>(dim / 128 * pitch) * 4);
-  args.n_scales = block_scales.as<float>();
-  args.scale_pitch = pitch;
-  us = microseconds([&](int i) {
-    const int64_t at = i % kSets * rows * dim;
-    args.x = args.x_out = x.as<__nv_bfloat16>() + at;
-    args.y = y.as<__nv_bfloat16>() + at;
-    args.n_out = n8.data() + at;
-    kernels::residual_norm(args, nullptr);
-  });
-  print("residual, norm, modulation, e4m3", rows, us, elements * 7.0);
   kernels::QuantiseArgs q;
   q.rows = rows;
   q.dim = dim;
@@ -523,14 +444,6 @@ void bench(int64_t rows, int64_t vectors) {
     kernels::quantise_rows(q, nullptr);
   });
   print("quantise", rows, us, elements * 3.0);
-  q.scales = block_scales.as<float>();
-  us = microseconds([&](int i) {
-    q.x = n.as<__nv_bfloat16>() + i % kSets * rows * dim;
-    q.y = n8.data() + i % kSets * rows * dim;
-    kernels::quantise_blocks(q, pitch, nullptr);
-  });
-  print("quantise, scales of 128 columns", rows, us, elements * 3.0);
-  q.scales = scales.as<float>();
   const int64_t wide = 8960;
   const Buffer hidden(static_cast<size_t>(rows * wide) * 2);
   const Buffer hidden8(static_cast<size_t>(rows * wide));
@@ -556,6 +469,45 @@ void bench_qkv() {
   }
 }
 
+// Which epilogues the library has for row-wise scales, at the first feed-forward product.
+void print_epilogues() {
+  std::string why;
+  const std::unique_ptr<Blas> blas = Blas::create(why);
+  if (blas == nullptr) return;
+  const int64_t rows = 4680;
+  const Buffer x(static_cast<size_t>(rows * 1536));
+  const Buffer w(static_cast<size_t>(8960 * 1536));
+  const Buffer y(static_cast<size_t>(rows * 8960) * 2);
+  const Buffer scales(8960 * 4);
+  const Buffer bias(8960 * 2);
+  const Buffer workspace(size_t{64} << 20);
+  check(cudaMemset(x.data(), 0x30, x.bytes()), "memset");
+  check(cudaMemset(w.data(), 0x30, w.bytes()), "memset");
+  for (const bool with_bias : {true, false}) {
+    for (const Activation activation : {Activation::kGeluTanh, Activation::kNone}) {
+      ProductArgs args;
+      args.dtype = DType::kBF16;
+      args.x = x.data();
+      args.w = w.data();
+      args.y = y.data();
+      args.x_scales = args.w_scales = scales.as<float>();
+      args.rows = rows;
+      args.in = 1536;
+      args.out = 8960;
+      args.bias = with_bias ? bias.data() : nullptr;
+      args.activation = activation;
+      const auto go = [&] {
+        return blas->product(args, workspace.data(), workspace.bytes(), nullptr);
+      };
+      const bool there = go();
+      std::printf("fp8 product with row-wise scales%s%s: %s", with_bias ? ", bias" : "",
+                  activation == Activation::kNone ? "" : ", GELU", there ? "yes" : "no");
+      if (there) std::printf(", %.1f us", microseconds([&](int) { go(); }));
+      std::printf("\n");
+    }
+  }
+}
+
 int run(bool with_bench) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
@@ -564,14 +516,13 @@ int run(bool with_bench) {
   }
   for (const int64_t dim : {8, 64, 1536, 2048, 2056, 8960, 16384}) test_quantise(37, dim);
   test_quantise(1, 1536);
-  for (const int64_t dim : {128, 1536, 8960}) test_quantise_blocks(37, dim);
   for (const int64_t dim : {8, 1536, 8960}) test_finish(37, dim);
   for (const NormCase& c :
        {NormCase{1, 5, 1536, 1, true, true, true}, NormCase{2, 12, 1536, 3, true, true, true},
         NormCase{1, 4680, 1536, 3, true, true, true}, NormCase{1, 1561, 1536, 1, true, false, true},
         NormCase{1, 799, 1024, 1, false, false, true}, NormCase{2, 203, 1528, 1, true, true, false},
         NormCase{2, 24, 1408, 2, true, true, true}, NormCase{1, 8, 128, 2, false, false, true},
-        NormCase{1, 77, 2048, 7, true, true, true}, NormCase{1, 156, 2048, 3, true, true, true},
+        NormCase{1, 156, 2048, 3, true, true, true}, NormCase{1, 77, 2048, 7, true, true, true},
         NormCase{1, 113, 2056, 1, true, true, true}, NormCase{3, 1, 64, 1, false, false, false}}) {
     test_norm(c);
   }
@@ -585,6 +536,7 @@ int run(bool with_bench) {
     bench(4680, 3);
     bench(37440, 1);
     bench_qkv();
+    print_epilogues();
   }
   std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);
   return failures == 0 ? 0 : 1;

@@ -1,13 +1,11 @@
 // Attention, dense and block-sparse, with the query and key preparation before it.
 #include <algorithm>
 #include <cmath>
-#include <utility>
 
 #include "core/check.h"
 #include "ops/cuda/cuda_error.h"
 #include "ops/cuda/cuda_impl.h"
 #include "ops/cuda/dense_sm90.h"
-#include "ops/cuda/product_sm90.h"
 
 namespace ultraflash::cuda {
 namespace {
@@ -139,10 +137,8 @@ KvCache CudaExecutor::do_kv_cache(DType dtype, int64_t batch, int64_t tokens, in
 
 Tensor CudaExecutor::attention_fp8(const Tensor& q, const KvCache& cache, int64_t heads,
                                    int64_t keys) {
-  const bool fp8_out = makes_fp8(DType::kBF16, q.dim(2));
-  Tensor out = fp8_out ? empty_fp8(q.shape()) : do_empty(DType::kBF16, q.shape());
+  Tensor out = do_empty(DType::kBF16, q.shape());
   sm90::DenseFp8Args args;
-  args.scale_pitch = sm90::scale_pitch(q.dim(0) * q.dim(1));
   args.scales = floats(cache.scales);
   args.queries = q.dim(1);
   args.keys = keys;
@@ -153,7 +149,6 @@ Tensor CudaExecutor::attention_fp8(const Tensor& q, const KvCache& cache, int64_
     args.k = cache.k.select(0, b).raw();
     args.v = cache.v.select(0, b).raw();
     args.out = out.select(0, b).mutable_raw();
-    if (fp8_out) args.out_scales = scales_of(out) + b * q.dim(1);
     UF_CUDA_TRY(
         sm90::dense_attention_fp8(args, multiprocessors_, workspace_.mutable_raw(), stream_));
   }
@@ -203,23 +198,10 @@ Tensor CudaExecutor::do_attention(const Tensor& q, const Tensor& k, const Tensor
     args.bias = floats(options.relative_bias);
     args.bias_head = options.relative_bias.stride(0);
   }
-  const Shape shape{args.batch, args.queries, q.dim(2)};
-  args.out_batch = args.queries * q.dim(2);
-  args.out_row = q.dim(2);
-  Tensor out;
-  if (makes_fp8(q.dtype(), q.dim(2)) && args.head_dim == sm90::kScaleColumns) {
-    Tensor blocks = empty_fp8(shape);
-    args.out = blocks.mutable_raw();
-    if (sm90::dense_supports(args)) {
-      args.out_scales = scales_of(blocks);
-      args.scale_pitch = sm90::scale_pitch(args.queries);
-      out = std::move(blocks);
-    }
-  }
-  if (!out.defined()) {
-    out = do_empty(q.dtype(), shape);
-    args.out = out.mutable_raw();
-  }
+  Tensor out = do_empty(q.dtype(), {args.batch, args.queries, q.dim(2)});
+  args.out = out.mutable_raw();
+  args.out_batch = out.stride(0);
+  args.out_row = out.stride(1);
   if (out.numel() > 0) run_attention(args);
   return out;
 }

@@ -9,7 +9,6 @@
 #include "core/exceptions.h"
 #include "ops/cuda/cuda_error.h"
 #include "ops/cuda/cuda_impl.h"
-#include "ops/cuda/product_sm90.h"
 
 namespace ultraflash::cuda {
 namespace {
@@ -286,18 +285,8 @@ ResidualNorm CudaExecutor::residual_norm(Tensor x, const Tensor* y, const Tensor
     args.x_out = result.x.mutable_raw();
   }
   if (norm) {
-    result.normalized = makes_fp8(args.dtype, args.dim) ? empty_fp8(kept.shape())
-                                                        : do_empty(args.dtype, kept.shape());
+    result.normalized = do_empty(args.dtype, kept.shape());
     args.n_out = result.normalized.mutable_raw();
-    if (result.normalized.dtype() == DType::kF8E4M3) {
-      args.n_scales = scales_of(result.normalized);
-      args.scale_pitch = sm90::scale_pitch(args.rows);
-      if (!kernels::norm_quantises(args)) {
-        result.normalized = do_empty(args.dtype, kept.shape());
-        args.n_out = result.normalized.mutable_raw();
-        args.n_scales = nullptr;
-      }
-    }
   }
   kernels::residual_norm(args, stream_);
   return result;

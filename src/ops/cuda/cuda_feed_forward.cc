@@ -19,29 +19,16 @@ Tensor CudaExecutor::do_feed_forward(const Tensor& x, const Linear& first, Activ
   const int64_t rows = x.numel() / std::max<int64_t>(first.in_features, 1);
   const auto& a = static_cast<const CudaLinear&>(*first.prepared);
   const auto& b = static_cast<const CudaLinear&>(*second.prepared);
-  // The second product alone reads the inner rows, in e4m3 where it is one of product_sm90.h.
-  const bool inner_fp8 = product_sm90(a) && product_sm90(b) && rows > 0 &&
-                         (activation == Activation::kNone || activation == Activation::kGeluTanh);
-  if (!inner_fp8 && (rows <= kMostRows || a.compute != x.dtype() || b.compute != x.dtype())) {
+  if (rows <= kMostRows || a.compute != x.dtype() || b.compute != x.dtype()) {
     return do_linear(do_linear(x, first, activation), second, Activation::kNone);
   }
   const int64_t parts = (rows + kMostRows - 1) / kMostRows;
   const int64_t step = ((rows + parts - 1) / parts + kRowUnit - 1) / kRowUnit * kRowUnit;
-  const Tensor flat = inner_fp8 ? product_input(x, a) : x.reshape({rows, first.in_features});
+  const Tensor flat = x.reshape({rows, first.in_features});
   Tensor y = do_empty(b.compute, x.shape().with(-1, second.out_features));
   const Tensor flat_y = y.reshape({rows, second.out_features});
   for (int64_t begin = 0; begin < rows; begin += step) {
     const int64_t end = std::min(begin + step, rows);
-    if (inner_fp8) {
-      Fp8Blocks part = blocks_of(flat);
-      part.values = flat.raw() + begin * first.in_features;
-      part.scales += begin;
-      part.rows = end - begin;
-      const Tensor inner = empty_fp8({end - begin, first.out_features});
-      product_sm90(part, a, activation, inner);
-      product_sm90(blocks_of(inner), b, Activation::kNone, flat_y.slice(0, begin, end));
-      continue;
-    }
     const Tensor inner = do_empty(a.compute, {end - begin, first.out_features});
     product(flat.slice(0, begin, end), end - begin, a, first.in_features, first.out_features,
             activation, inner);

@@ -164,26 +164,6 @@ class CudaExecutor final : public Executor {
   Fp8Rows fp8_rows(const Tensor& x, int64_t rows, int64_t dim);
   void product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
                       const Tensor& y);
-  /// Rows in e4m3 with a scale for each row and 128 columns: what ResultUse::kProducts makes, and
-  /// what the kernel of product_sm90.h reads.
-  struct Fp8Blocks {
-    const void* values = nullptr;
-    const float* scales = nullptr;
-    int64_t pitch = 0;
-    int64_t rows = 0;
-  };
-  /// Whether a result of this width goes out in that form.
-  [[nodiscard]] bool makes_fp8(DType dtype, int64_t dim) const;
-  /// Such a tensor; its scales lie behind the values.
-  Tensor empty_fp8(const Shape& shape);
-  static float* scales_of(const Tensor& x);
-  static Fp8Blocks blocks_of(const Tensor& x);
-  /// x in that form if the weight's product reads it, else `x` as it is.
-  Tensor product_input(const Tensor& x, const CudaLinear& weight);
-  [[nodiscard]] bool product_sm90(const CudaLinear& weight) const;
-  /// y is bf16, or made by empty_fp8().
-  void product_sm90(const Fp8Blocks& x, const CudaLinear& weight, Activation activation,
-                    const Tensor& y);
   void product(const Tensor& x, int64_t rows, const CudaLinear& weight, int64_t in, int64_t out,
                Activation activation, const Tensor& y);
   /// By the kernels of conv_sm90.h, where they take it.

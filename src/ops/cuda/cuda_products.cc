@@ -7,7 +7,6 @@
 #include "ops/cuda/conv_sm90.h"
 #include "ops/cuda/cuda_error.h"
 #include "ops/cuda/cuda_impl.h"
-#include "ops/cuda/product_sm90.h"
 
 namespace ultraflash::cuda {
 namespace {
@@ -160,82 +159,6 @@ CudaExecutor::Fp8Rows CudaExecutor::fp8_rows(const Tensor& x, int64_t rows, int6
   return made;
 }
 
-bool CudaExecutor::makes_fp8(DType dtype, int64_t dim) const {
-  return result_use() == ResultUse::kProducts && fp8_ && hopper_ && dtype == DType::kBF16 &&
-         dim >= kLeastFp8 && dim % sm90::kScaleColumns == 0;
-}
-
-Tensor CudaExecutor::empty_fp8(const Shape& shape) {
-  const int64_t dim = shape[shape.rank() - 1];
-  const int64_t rows = shape.numel() / dim;
-  const auto scale_bytes =
-      sm90::scale_count(rows, dim) * static_cast<int64_t>(sizeof(float));  // 16-byte aligned
-  return do_empty(DType::kF8E4M3, {rows * dim + scale_bytes})
-      .slice(0, 0, rows * dim)
-      .reshape(shape);
-}
-
-float* CudaExecutor::scales_of(const Tensor& x) {
-  return reinterpret_cast<float*>(x.mutable_raw() + x.numel());
-}
-
-CudaExecutor::Fp8Blocks CudaExecutor::blocks_of(const Tensor& x) {
-  const int64_t rows = x.numel() / x.dim(-1);
-  return {x.raw(), scales_of(x), sm90::scale_pitch(rows), rows};
-}
-
-bool CudaExecutor::product_sm90(const CudaLinear& weight) const {
-  return hopper_ && weight.weight8.defined() && weight.weight8.dim(1) % sm90::kScaleColumns == 0 &&
-         weight.weight8.dim(0) % 8 == 0;
-}
-
-Tensor CudaExecutor::product_input(const Tensor& x, const CudaLinear& weight) {
-  const int64_t dim = x.dim(-1);
-  const int64_t rows = dim == 0 ? 0 : x.numel() / dim;
-  const bool ready = x.dtype() == DType::kF8E4M3;
-  if (product_sm90(weight) && rows > 0) {
-    if (ready) return x;
-    const Tensor input = x.dtype() == weight.compute ? x : do_cast(x, weight.compute);
-    Tensor made = empty_fp8(x.shape());
-    kernels::QuantiseArgs args;
-    args.x = input.raw();
-    args.rows = rows;
-    args.dim = dim;
-    args.y = made.mutable_raw();
-    args.scales = scales_of(made);
-    kernels::quantise_blocks(args, sm90::scale_pitch(rows), stream_);
-    return made;
-  }
-  if (!ready) return x.dtype() == weight.compute ? x : do_cast(x, weight.compute);
-  // A weight that stayed in bf16.
-  Tensor expanded = do_empty(DType::kBF16, x.shape());
-  kernels::expand_blocks(x.raw(), scales_of(x), sm90::scale_pitch(rows), rows, dim,
-                         expanded.mutable_raw(), stream_);
-  return weight.compute == DType::kBF16 ? expanded : do_cast(expanded, weight.compute);
-}
-
-void CudaExecutor::product_sm90(const Fp8Blocks& x, const CudaLinear& weight, Activation activation,
-                                const Tensor& y) {
-  sm90::ProductFp8Args args;
-  args.x = x.values;
-  args.x_scales = x.scales;
-  args.x_pitch = x.pitch;
-  args.w = weight.weight8.raw();
-  args.w_scales = floats(weight.scales8);
-  args.bias = floats(weight.bias_f32);
-  args.y = y.mutable_raw();
-  if (y.dtype() == DType::kF8E4M3) args.y_scales = scales_of(y);
-  args.rows = x.rows;
-  args.in = weight.weight8.dim(1);
-  args.out = weight.weight8.dim(0);
-  const bool fused = activation == Activation::kNone || activation == Activation::kGeluTanh;
-  args.activation = fused ? activation : Activation::kNone;
-  UF_CUDA_TRY(sm90::product_fp8(args, multiprocessors_, stream_));
-  if (!fused) {
-    kernels::finish_product(y.mutable_raw(), nullptr, args.rows, args.out, activation, stream_);
-  }
-}
-
 void CudaExecutor::product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
                                   const Tensor& y) {
   ProductArgs args;
@@ -313,12 +236,8 @@ void CudaExecutor::product(const Tensor& x, int64_t rows, const CudaLinear& weig
 
 Tensor CudaExecutor::do_linear(const Tensor& x, const Linear& weight, Activation activation) {
   const auto& prepared = static_cast<const CudaLinear&>(*weight.prepared);
-  const Tensor input = product_input(x, prepared);
+  const Tensor input = x.dtype() == prepared.compute ? x : do_cast(x, prepared.compute);
   Tensor y = do_empty(prepared.compute, x.shape().with(-1, weight.out_features));
-  if (input.dtype() == DType::kF8E4M3) {
-    product_sm90(blocks_of(input), prepared, activation, y);
-    return y;
-  }
   product(input, x.numel() / std::max<int64_t>(weight.in_features, 1), prepared, weight.in_features,
           weight.out_features, activation, y);
   return y;

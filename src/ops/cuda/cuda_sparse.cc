@@ -5,7 +5,6 @@
 #include "core/check.h"
 #include "ops/cuda/cuda_error.h"
 #include "ops/cuda/cuda_impl.h"
-#include "ops/cuda/product_sm90.h"
 #include "ops/cuda/sparse/block_sparse.h"
 
 namespace ultraflash::cuda {
@@ -166,17 +165,9 @@ Tensor CudaExecutor::do_block_sparse_attention(const WindowedQueries& queries,
   const int64_t dim = queries.q.dim(3);
   const SparseShape shape = shape_of(queries.q, dim, grid, heads, place);
   const bool fp8 = queries.q.dtype() == DType::kF8E4M3;
-  const DType dtype = fp8 ? DType::kBF16 : queries.q.dtype();
-  const Shape out_shape{shape.batch, grid.grid.tokens(), dim};
-  // As sm90::attention_supports() has it, in heads of 128.
-  const bool fp8_out =
-      makes_fp8(dtype, dim) && shape.head_dim == sm90::kScaleColumns && grid.window.tokens() == 128;
-  Tensor out = fp8_out ? empty_fp8(out_shape) : do_empty(dtype, out_shape);
+  Tensor out =
+      do_empty(fp8 ? DType::kBF16 : queries.q.dtype(), {shape.batch, grid.grid.tokens(), dim});
   BlockSparseArgs args;
-  if (fp8_out) {
-    args.out_scales = scales_of(out);
-    args.scale_pitch = sm90::scale_pitch(out.numel() / dim);
-  }
   args.q = queries.q.raw();
   args.k = cache.k.raw();
   args.v = cache.v.raw();

@@ -20,9 +20,7 @@ constexpr int kHeadDim = 128;
 constexpr int kPieceFloats = kBlock * kHeadDim + 2 * kBlock;  // sums, then shift and sum of a row
 
 struct DenseParams {
-  __nv_bfloat16* out;  // or e4m3, where there are
-  float* out_scales;   // [heads][scale_pitch]
-  int64_t scale_pitch;
+  __nv_bfloat16* out;
   float* pieces;        // [CTAs][2][kPieceFloats]
   const float* scales;  // e4m3: of q k^T, per head
   float scale_log2;
@@ -98,27 +96,14 @@ __device__ __forceinline__ void produce_dense(const DenseParams& p, const CUtens
 
 __device__ __forceinline__ void store_tile(const DenseParams& p, const Segment& segment, int row0,
                                            const float (&o)[kHeadDim / 2], const RowState& rows) {
-  const int head = segment.tile / p.query_blocks;
-  const int64_t column = int64_t{head} * kHeadDim;
-  const float inverse[2] = {1.0F / rows.sum[0], 1.0F / rows.sum[1]};
-  if (p.out_scales != nullptr) {
-    Fp8Rows to;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int query = segment.tile % p.query_blocks * kBlock + row0 + 8 * r;
-      auto* out = reinterpret_cast<uint8_t*>(p.out);
-      to.to[r] = query < p.queries ? out + query * p.out_row + column : nullptr;
-      to.scale[r] = p.out_scales + head * p.scale_pitch + query;
-    }
-    store_rows_fp8(to, o, inverse);
-    return;
-  }
+  const int64_t column = segment.tile / p.query_blocks * kHeadDim;
   __nv_bfloat16* to[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int query = segment.tile % p.query_blocks * kBlock + row0 + 8 * r;
     to[r] = query < p.queries ? p.out + query * p.out_row + column : nullptr;
   }
+  const float inverse[2] = {1.0F / rows.sum[0], 1.0F / rows.sum[1]};
   store_rows<kHeadDim>(to, o, inverse);
 }
 
@@ -220,21 +205,6 @@ __global__ void __launch_bounds__(256) join_kernel(const __grid_constant__ Dense
     shift = top;
   }
   const float inverse = 1.0F / sum;
-  if (p.out_scales != nullptr) {
-    const int head = tile / p.query_blocks;
-    float top = fmaxf(fmaxf(fabsf(o.x), fabsf(o.y)), fmaxf(fabsf(o.z), fabsf(o.w)));
-#pragma unroll
-    for (int step = 16; step >= 1; step /= 2) {
-      top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFU, top, step));
-    }
-    top = fmaxf(top * inverse, 1e-12F);
-    const float factor = kFp8Top / top * inverse;
-    if (lane == 0) p.out_scales[head * p.scale_pitch + query] = top / kFp8Top;
-    uint8_t* to = reinterpret_cast<uint8_t*>(p.out) + query * p.out_row + head * kHeadDim;
-    *reinterpret_cast<uint32_t*>(to + 4 * lane) =
-        pack8(o.x * factor, o.y * factor, o.z * factor, o.w * factor);
-    return;
-  }
   __nv_bfloat16* out = p.out + query * p.out_row + tile / p.query_blocks * kHeadDim + 4 * lane;
   *reinterpret_cast<uint2*>(out) =
       make_uint2(pack(o.x * inverse, o.y * inverse), pack(o.z * inverse, o.w * inverse));
@@ -296,8 +266,6 @@ cudaError_t dense_attention(const kernels::AttentionArgs& a, int multiprocessors
   }
   DenseParams p{};
   p.out = static_cast<__nv_bfloat16*>(a.out);
-  p.out_scales = a.out_scales;
-  p.scale_pitch = a.scale_pitch;
   p.pieces = static_cast<float*>(workspace);
   p.scale_log2 = a.scale * 1.4426950408889634F;
   p.queries = static_cast<int>(a.queries);
@@ -323,8 +291,6 @@ cudaError_t dense_attention_fp8(const DenseFp8Args& a, int multiprocessors, void
   }
   DenseParams p{};
   p.out = static_cast<__nv_bfloat16*>(a.out);
-  p.out_scales = a.out_scales;
-  p.scale_pitch = a.scale_pitch;
   p.pieces = static_cast<float*>(workspace);
   p.scales = a.scales;
   p.scale_log2 = a.scale * 1.4426950408889634F;

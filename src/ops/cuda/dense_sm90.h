@@ -23,9 +23,7 @@ struct DenseFp8Args {
   const void* k = nullptr;        // e4m3 [keys, heads * 128]
   const void* v = nullptr;        // e4m3 [ceil(keys / 128), heads * 128, 128], no NaN past the end
   const float* scales = nullptr;  // [heads]: q k^T of a head is its product times this
-  void* out = nullptr;            // bf16 [queries, heads * 128], or e4m3
-  float* out_scales = nullptr;    // for e4m3: of each row of a head, [heads][scale_pitch]
-  int64_t scale_pitch = 0;
+  void* out = nullptr;            // bf16 [queries, heads * 128]
   int64_t queries = 0, keys = 0;
   int heads = 0;
   float scale = 0.0F;

@@ -124,12 +124,6 @@ struct QuantiseArgs {
   float* scales = nullptr;
 };
 void quantise_rows(const QuantiseArgs& args, cudaStream_t stream);
-/// The same with a scale for each 128 columns of a row, [dim / 128][scale_pitch]: the activations
-/// of product_sm90.h. `dim` is a multiple of 128.
-void quantise_blocks(const QuantiseArgs& args, int64_t scale_pitch, cudaStream_t stream);
-/// And back: e4m3 rows and such scales -> bf16.
-void expand_blocks(const void* x, const float* scales, int64_t scale_pitch, int64_t rows,
-                   int64_t dim, void* y, cudaStream_t stream);
 /// y = activation(y + bias) in place, y bf16 [rows, dim], bias f32 [dim] or null.
 void finish_product(void* y, const float* bias, int64_t rows, int64_t dim, Activation activation,
                     cudaStream_t stream);
@@ -153,12 +147,7 @@ struct ResidualNormArgs {
   RowVectors gate, scale, shift;
   bool one_plus_scale = false;
   float eps = 0.0F;
-  // Set: n_out is e4m3 with these scales, as quantise_blocks() makes them.
-  float* n_scales = nullptr;
-  int64_t scale_pitch = 0;
 };
-/// Whether residual_norm() can write e4m3 for such rows.
-bool norm_quantises(const ResidualNormArgs& args);
 void residual_norm(const ResidualNormArgs& args, cudaStream_t stream);
 void rms_norm(DType dtype, const void* x, const float* weight, float eps, int64_t rows, int64_t dim,
               void* y, cudaStream_t stream);
@@ -228,10 +217,6 @@ struct AttentionArgs {
   int64_t bias_head = 0;                 // stride between its heads
   const void* place = nullptr;           // if set, keys = visible_frames * tokens_per_frame of it
   int64_t tokens_per_frame = 0;
-  // Set, where dense_sm90.h takes the rest: `out` is e4m3 with a scale for each row of a head,
-  // [heads][scale_pitch].
-  float* out_scales = nullptr;
-  int64_t scale_pitch = 0;
 };
 void attention(const AttentionArgs& args, cudaStream_t stream);
 

@@ -1,12 +1,12 @@
 // Norms over rows, with the gated residual before them and the modulation after them in one pass.
 //
 // A CTA takes four rows of bf16 that share their modulation, 8 columns a thread: the vectors are
-// read once, the sums of the rows are exchanged together, and in fp8 the norm leaves as e4m3.
+// read once, and the sums of the rows are exchanged together.
 // Elsewhere one CTA per row. Rows of up to 1024 packs of 16 bytes stay in registers, one pack per
 // thread (1536 bf16: 192 threads), so x and y are read once and both results written once; the
 // variance is taken about the mean in a second sum over registers. Other rows are read again from
 // cache, element by element. Bound by bytes.
-#include "ops/cuda/quantise.cuh"
+#include "ops/cuda/device.cuh"
 
 namespace ultraflash::cuda::kernels {
 namespace {
@@ -56,7 +56,6 @@ __device__ __forceinline__ void row_means(float (&x)[kRows], float factor,
   }
 }
 
-template <bool FP8>
 __global__ void __launch_bounds__(32 * kMostWarps)
     residual_norm_rows(const __grid_constant__ ResidualNormArgs a) {
   __shared__ __align__(16) float scratch[2][kRows][kMostWarps];
@@ -150,15 +149,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
     float n[kColumns];
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) n[i] = v[r][i] * factor * scale[i] + shift[i];
-    if constexpr (FP8) {
-      const Fp8Scale block = fp8_block_scale(n);
-      if (!active) continue;
-      *reinterpret_cast<Pack<uint8_t, kColumns>*>(static_cast<uint8_t*>(a.n_out) + at + r * dim) =
-          to_fp8(n, block.factor);
-      if (thread % kFp8BlockThreads == 0) {
-        a.n_scales[thread / kFp8BlockThreads * a.scale_pitch + t + r] = block.scale;
-      }
-    } else if (active) {
+    if (active) {
       Pack<bf16, kColumns> out;
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) out.x[i] = as<bf16>(n[i]);
@@ -323,49 +314,6 @@ __global__ void scale_rows_packed(const T* x, const float* weight, float eps, bo
   *reinterpret_cast<Pack<T, N>*>(y + at) = out;
 }
 
-// Four rows of bf16 a CTA, whose sums are exchanged together.
-__global__ void __launch_bounds__(32 * kMostWarps)
-    rms_norm_rows(const bf16* x, const float* weight, float eps, int64_t rows, int dim, bf16* y) {
-  __shared__ __align__(16) float scratch[kRows][kMostWarps];
-  using Columns = Pack<bf16, kColumns>;
-  const auto thread = static_cast<int>(threadIdx.x);
-  const int column = thread * kColumns;
-  const int64_t first = int64_t{blockIdx.x} * kRows;
-  const int64_t at = first * dim + column;
-  const auto present = static_cast<int>(min(rows - first, int64_t{kRows}));
-  for (int i = thread; i < kRows * kMostWarps; i += static_cast<int>(blockDim.x)) {
-    if (i % kMostWarps >= static_cast<int>(blockDim.x) / 32) {
-      scratch[i / kMostWarps][i % kMostWarps] = 0.0F;
-    }
-  }
-  Columns in[kRows] = {};
-  float w[kColumns] = {};
-  if (column < dim) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r < present) in[r] = *reinterpret_cast<const Columns*>(x + at + r * dim);
-    }
-    load_floats(weight + column, w);
-  }
-  float mean[kRows] = {};
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) mean[r] += as_float(in[r].x[i]) * as_float(in[r].x[i]);
-  }
-  row_means(mean, 1.0F / static_cast<float>(dim), scratch);
-  if (column >= dim) return;
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    if (r >= present) continue;
-    const float factor = rsqrtf(mean[r] + eps);
-    Columns out;
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) out.x[i] = as<bf16>(as_float(in[r].x[i]) * factor * w[i]);
-    *reinterpret_cast<Columns*>(y + at + r * dim) = out;
-  }
-}
-
 unsigned threads_for(int64_t dim, int n) { return static_cast<unsigned>((dim / n + 31) / 32 * 32); }
 
 template <Kind KIND>
@@ -400,18 +348,11 @@ bool four_rows_fit(const ResidualNormArgs& a) {
 
 }  // namespace
 
-bool norm_quantises(const ResidualNormArgs& args) {
-  return args.dim % kFp8BlockColumns == 0 && four_rows_fit(args);
-}
-
 void residual_norm(const ResidualNormArgs& args, cudaStream_t stream) {
   if (args.rows * args.dim == 0) return;
-  require(args.n_scales == nullptr || norm_quantises(args),
-          "norms in e4m3: four rows of one modulation, a multiple of 128 wide");
   if (four_rows_fit(args)) {
-    auto* kernel = args.n_scales != nullptr ? residual_norm_rows<true> : residual_norm_rows<false>;
-    kernel<<<static_cast<unsigned>(args.rows / kRows), threads_for(args.dim, kColumns), 0,
-             stream>>>(args);
+    residual_norm_rows<<<static_cast<unsigned>(args.rows / kRows), threads_for(args.dim, kColumns),
+                         0, stream>>>(args);
     UF_CUDA_LAUNCHED();
     return;
   }
@@ -432,14 +373,6 @@ void residual_norm(const ResidualNormArgs& args, cudaStream_t stream) {
 
 void rms_norm(DType dtype, const void* x, const float* weight, float eps, int64_t rows, int64_t dim,
               void* y, cudaStream_t stream) {
-  if (dtype == DType::kBF16 && rows * dim > 0 && dim % kColumns == 0 && dim >= 64 * kColumns &&
-      dim <= 32 * kMostWarps * kColumns && packable(x) && packable(y) && packable(weight)) {
-    rms_norm_rows<<<ceil_div(rows, kRows), threads_for(dim, kColumns), 0, stream>>>(
-        static_cast<const bf16*>(x), weight, eps, rows, static_cast<int>(dim),
-        static_cast<bf16*>(y));
-    UF_CUDA_LAUNCHED();
-    return;
-  }
   launch_scale_rows<Kind::kRms>(dtype, x, weight, eps, /*silu=*/false, rows, dim, y, stream);
 }
 

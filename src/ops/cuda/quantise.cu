@@ -56,40 +56,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// 16 threads take the 128 columns under one scale.
-__global__ void __launch_bounds__(kThreads)
-    quantise_blocks_kernel(const bf16* x, int dim, uint8_t* y, float* scales, int64_t pitch,
-                           int64_t packs) {
-  const int64_t p = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  Pack<bf16, kPack> v{};
-  if (p < packs) v = reinterpret_cast<const Pack<bf16, kPack>*>(x)[p];
-  float values[kPack];
-#pragma unroll
-  for (int i = 0; i < kPack; ++i) values[i] = as_float(v.x[i]);
-  const Fp8Scale scale = fp8_block_scale(values);
-  if (p >= packs) return;
-  reinterpret_cast<Pack<uint8_t, kPack>*>(y)[p] = to_fp8(values, scale.factor);
-  if (threadIdx.x % kFp8BlockThreads != 0) return;
-  const auto of_row = static_cast<uint32_t>(dim / kPack);
-  const auto row = static_cast<uint32_t>(p) / of_row;
-  const auto in_row = static_cast<uint32_t>(p) - row * of_row;
-  scales[in_row / kFp8BlockThreads * pitch + row] = scale.scale;
-}
-
-__global__ void __launch_bounds__(kThreads)
-    expand_blocks_kernel(const uint8_t* x, const float* scales, int64_t pitch, int dim, bf16* y,
-                         int64_t packs) {
-  const int64_t p = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (p >= packs) return;
-  const int64_t row = p * kPack / dim;
-  const float scale = scales[p * kPack % dim / kFp8BlockColumns * pitch + row];
-  const auto in = reinterpret_cast<const Pack<__nv_fp8_e4m3, kPack>*>(x)[p];
-  Pack<bf16, kPack> out;
-#pragma unroll
-  for (int i = 0; i < kPack; ++i) out.x[i] = as<bf16>(as_float(in.x[i]) * scale);
-  reinterpret_cast<Pack<bf16, kPack>*>(y)[p] = out;
-}
-
 // y = activation(y + bias), in place, 8 elements a thread.
 __global__ void finish_kernel(bf16* y, const float* bias, int64_t dim, Activation activation,
                               int64_t packs) {
@@ -137,28 +103,6 @@ void quantise_rows(const QuantiseArgs& a, cudaStream_t stream) {
   } else {
     go(quantise_kernel<kMostChunks, false>, static_cast<unsigned>(a.rows), threads_of(kMostChunks));
   }
-  UF_CUDA_LAUNCHED();
-}
-
-void quantise_blocks(const QuantiseArgs& a, int64_t scale_pitch, cudaStream_t stream) {
-  if (a.rows * a.dim == 0) return;
-  const int64_t packs = a.rows * a.dim / kPack;
-  require(a.dim % kFp8BlockColumns == 0 && packs < int64_t{1} << 31,
-          "quantise_blocks: rows that are a multiple of 128");
-  quantise_blocks_kernel<<<ceil_div(packs, kThreads), kThreads, 0, stream>>>(
-      static_cast<const bf16*>(a.x), static_cast<int>(a.dim), static_cast<uint8_t*>(a.y), a.scales,
-      scale_pitch, packs);
-  UF_CUDA_LAUNCHED();
-}
-
-void expand_blocks(const void* x, const float* scales, int64_t scale_pitch, int64_t rows,
-                   int64_t dim, void* y, cudaStream_t stream) {
-  if (rows * dim == 0) return;
-  require(dim % kFp8BlockColumns == 0, "expand_blocks: rows that are a multiple of 128");
-  const int64_t packs = rows * dim / kPack;
-  expand_blocks_kernel<<<ceil_div(packs, kThreads), kThreads, 0, stream>>>(
-      static_cast<const uint8_t*>(x), scales, scale_pitch, static_cast<int>(dim),
-      static_cast<bf16*>(y), packs);
   UF_CUDA_LAUNCHED();
 }
 

@@ -34,23 +34,6 @@ __device__ __forceinline__ Fp8Scale fp8_scale(float largest) {
   return {kFp8Largest / top, top / kFp8Largest};
 }
 
-/// The scale of 128 columns of a row of which each of 16 neighbouring threads, from a multiple of
-/// 16 on, holds 8. By all threads of the warp.
-constexpr int kFp8BlockColumns = 128;
-constexpr int kFp8BlockThreads = 16;
-__device__ __forceinline__ Fp8Scale fp8_block_scale(const float (&x)[8]) {
-  float top = 0.0F;
-#pragma unroll
-  for (const float value : x) top = fmaxf(top, fabsf(value));
-#pragma unroll
-  for (int step = kFp8BlockThreads / 2; step >= 1; step /= 2) {
-    top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFU, top, step));
-  }
-  // Without exact divisions, which cost more than the conversion.
-  top = fmaxf(top, 1e-12F);
-  return {__fdividef(kFp8Largest, top), top * (1.0F / kFp8Largest)};
-}
-
 /// Queries and keys of a head after their RMS norm: no element passes sqrt(dim) times the head's
 /// largest norm weight, nor does a rotation take it further. e4m3 is a floating-point type, so a
 /// bound that is rarely reached costs nothing but subnormals.

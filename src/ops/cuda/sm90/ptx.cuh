@@ -91,44 +91,6 @@ __device__ __forceinline__ void copy_box(uint32_t destination, const CUtensorMap
       : "memory");
 }
 
-// --- clusters -----------------------------------------------------------------------------------
-
-/// Which CTA of its cluster this is.
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-/// A barrier of all threads of the cluster.
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;\n" ::
-          : "memory");
-}
-/// Arrives at the barrier that CTA `rank` of the cluster has at this address. Orders no memory
-/// accesses between CTAs: that would cost a fence of the whole GPU.
-__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-      "}\n" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-/// copy_box() of a 2-D map to the same place in every CTA of `ranks` (a bit each), whose own
-/// barriers at that address it counts on.
-__device__ __forceinline__ void copy_box_to(uint32_t destination, const CUtensorMap* map, int32_t x,
-                                            int32_t y, uint32_t barrier, uint16_t ranks) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(destination),
-      "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(ranks)
-      : "memory");
-}
-
 // --- registers ----------------------------------------------------------------------------------
 
 template <uint32_t COUNT>

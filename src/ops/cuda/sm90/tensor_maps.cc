@@ -87,17 +87,4 @@ bool map_taps(CUtensorMap* map, const void* data, int64_t rows, int64_t taps) {
                         {static_cast<cuuint64_t>(128 * taps)}, {64, static_cast<cuuint32_t>(rows)});
 }
 
-bool map_matrix_fp8(CUtensorMap* map, const void* data, int64_t rows, int64_t columns,
-                    int64_t box_rows) {
-  if (encoder() == nullptr) return false;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(columns)};
-  const cuuint32_t box[2] = {128, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  return encoder()(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(data), sizes, strides,
-                   box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 }  // namespace ultraflash::cuda::sm90

@@ -26,8 +26,4 @@ bool map_frames(CUtensorMap* map, const void* data, int64_t frames, int64_t heig
 /// bf16 [rows][taps * 64] in boxes of all rows and one tap.
 bool map_taps(CUtensorMap* map, const void* data, int64_t rows, int64_t taps);
 
-/// e4m3 [rows][columns], dense, in boxes of 128 columns and `box_rows` rows.
-bool map_matrix_fp8(CUtensorMap* map, const void* data, int64_t rows, int64_t columns,
-                    int64_t box_rows);
-
 }  // namespace ultraflash::cuda::sm90

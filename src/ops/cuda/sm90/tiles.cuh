@@ -17,8 +17,7 @@
 
 namespace ultraflash::cuda::sm90 {
 
-constexpr int kBlock = 128;        // tokens of a query tile and of a key block
-constexpr float kFp8Top = 448.0F;  // largest e4m3
+constexpr int kBlock = 128;  // tokens of a query tile and of a key block
 
 /// The larger of the values of the four lanes that share a row.
 __device__ __forceinline__ float row_max(float x) {
@@ -372,44 +371,6 @@ __device__ __forceinline__ void store_rows(__nv_bfloat16* const (&to)[2],
         *reinterpret_cast<uint4*>(to[r] + 32 * group + 8 * quarter) =
             make_uint4(w[0], w[1], w[2], w[3]);
       }
-    }
-  }
-}
-
-/// Where a thread's two rows of 128 e4m3 begin, and the place of their scale; null: not at all.
-struct Fp8Rows {
-  uint8_t* to[2];
-  float* scale[2];
-};
-/// As store_rows<128>() in e4m3, each row under a scale of its own that makes its largest 448.
-__device__ __forceinline__ void store_rows_fp8(const Fp8Rows& rows, const float (&o)[64],
-                                               const float (&inverse)[2]) {
-  const int quarter = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float top = 0.0F;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      top = fmaxf(top, fmaxf(fabsf(o[4 * i + 2 * r]), fabsf(o[4 * i + 2 * r + 1])));
-    }
-    top = fmaxf(row_max(top) * inverse[r], 1e-12F);
-    const float factor = kFp8Top / top * inverse[r];
-    if (rows.to[r] != nullptr && quarter == 0) *rows.scale[r] = top / kFp8Top;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t w[4];  // of columns 64 * half + 8 * i + 2 * quarter + {0, 1, 32, 33}
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = 4 * (8 * half + i) + 2 * r;
-        w[i] = pack8(o[at] * factor, o[at + 1] * factor, o[at + 16] * factor, o[at + 17] * factor);
-      }
-      transpose_quad(w);  // of columns 64 * half + 8 * quarter + 2 * i + {0, 1, 32, 33}
-      if (rows.to[r] == nullptr) continue;
-      uint8_t* to = rows.to[r] + 64 * half + 8 * quarter;
-      *reinterpret_cast<uint2*>(to) =
-          make_uint2(__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[2], w[3], 0x5410));
-      *reinterpret_cast<uint2*>(to + 32) =
-          make_uint2(__byte_perm(w[0], w[1], 0x7632), __byte_perm(w[2], w[3], 0x7632));
     }
   }
 }

@@ -19,8 +19,7 @@ cudaError_t block_sparse_attention(const SparseShape& shape, const BlockSparseAr
   if (error != cudaSuccess) return error;
   const bool hopper = major == 9 && minor == 0 && sm90::attention_supports(shape);
   if (kernel == SparseKernel::kHopper && !hopper) return cudaErrorNotSupported;
-  if ((args.scales != nullptr || args.out_scales != nullptr) &&
-      (kernel == SparseKernel::kPlain || !hopper)) {
+  if (args.scales != nullptr && (kernel == SparseKernel::kPlain || !hopper)) {
     return cudaErrorNotSupported;
   }
   if (kernel == SparseKernel::kPlain || !hopper) {

@@ -136,10 +136,6 @@ struct BlockSparseArgs {
   const SparsePlace* place = nullptr;  // device memory
   const float* scales = nullptr;       // set: q, k and v are e4m3, as qkv_to_windows makes them
   void* out = nullptr;                 // [batch, tokens, dim]
-  // Set, on sm_90 and for heads of 128: `out` is e4m3 with a scale for each row of a head,
-  // [heads][scale_pitch].
-  float* out_scales = nullptr;
-  int64_t scale_pitch = 0;
   /// Two u32 that are 0 before the first call; every call leaves them 0. Not shared by calls that
   /// may run at the same time.
   uint32_t* ticket = nullptr;

@@ -22,9 +22,7 @@ struct AttentionParams {
   const int32_t* order;
   const int64_t* first_slot;
   uint32_t* ticket;
-  __nv_bfloat16* out;  // or e4m3, where there are
-  float* out_scales;   // [heads][scale_pitch]
-  int64_t scale_pitch;
+  __nv_bfloat16* out;
   const float* scales;  // e4m3: of q k^T, per head
   float scale_log2;     // log2(e) / sqrt(head_dim)
   int tiles, heads, dim;
@@ -172,7 +170,6 @@ __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
       inverse[1] = 1.0F / rows.sum[1];
     }
     __nv_bfloat16* to[2];
-    Fp8Rows to8;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int frame = tile.frame + places[r].frame;
@@ -181,16 +178,7 @@ __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
       const bool real = frame < p.frames && y < p.height && x < p.width;
       const int64_t token =
           (static_cast<int64_t>(tile.first_frame + frame) * p.height + y) * p.width + x;
-      const int64_t at = token * p.dim + tile.head * TILES::kHeadDim;
-      to[r] = real ? p.out + at : nullptr;
-      to8.to[r] = real ? reinterpret_cast<uint8_t*>(p.out) + at : nullptr;
-      to8.scale[r] = p.out_scales + tile.head * p.scale_pitch + token;
-    }
-    if constexpr (TILES::kHeadDim == 128) {
-      if (p.out_scales != nullptr) {
-        store_rows_fp8(to8, out.o, inverse);
-        continue;
-      }
+      to[r] = real ? p.out + token * p.dim + tile.head * TILES::kHeadDim : nullptr;
     }
     store_rows<TILES::kHeadDim>(to, out.o, inverse);
   }
@@ -247,9 +235,7 @@ bool attention_supports(const SparseShape& shape) {
 cudaError_t launch_attention(const SparseShape& shape, const BlockSparseArgs& args,
                              const AttentionTuning& tuning, cudaStream_t stream) {
   if (!attention_supports(shape)) return cudaErrorNotSupported;
-  if ((args.scales != nullptr || args.out_scales != nullptr) && shape.head_dim != 128) {
-    return cudaErrorNotSupported;
-  }
+  if (args.scales != nullptr && shape.head_dim != 128) return cudaErrorNotSupported;
   const int64_t tiles = shape.batch * shape.heads * shape.query_blocks();
   if (tiles == 0) return cudaSuccess;
   int device = 0;
@@ -280,8 +266,6 @@ cudaError_t launch_attention(const SparseShape& shape, const BlockSparseArgs& ar
   params.first_slot = &args.place->first_slot;
   params.ticket = args.ticket;
   params.out = static_cast<__nv_bfloat16*>(args.out);
-  params.out_scales = args.out_scales;
-  params.scale_pitch = args.scale_pitch;
   params.scales = args.scales;
   params.scale_log2 =
       static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(shape.head_dim)));
