@@ -610,6 +610,8 @@ struct TrainConfig {
   /// kBlocks: of each transformer block only its input is kept for the backward pass, which runs
   /// the block again. A third more work, a small part of the memory, the same gradients.
   Recompute recompute = Recompute::kNone;
+  /// On a GPU, forward and backward passes are recorded once and replayed (step_graph.h).
+  bool cuda_graphs = true;
   /// Ranks that train together, one GPU each (with --device cpu: processes). Each takes `batch`
   /// clips a step and has a bank of its own; gradients are averaged over all.
   int64_t gpus = 1;
@@ -651,6 +653,7 @@ struct TrainConfig {
     visit("seed", seed);
     visit("compute", compute);
     visit("recompute", recompute);
+    visit("cuda_graphs", cuda_graphs);
     visit("gpus", gpus);
     visit("batch", batch);
     visit("steps", steps);
