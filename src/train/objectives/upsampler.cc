@@ -106,7 +106,8 @@ class UpsamplerObjective final : public Objective {
     }
     if (inputs.size() > 2) {
       const at::Tensor picture = picture_distance(
-          decode_pair(context_, autoencoders_.large, u, z, c.picture_clips, inputs[2]));
+          decode_pair(context_, autoencoders_.large, u, z, c.picture_clips, inputs[2]),
+          context_.config.cascade.spectrum);
       loss = loss + c.picture * picture;
       result.add("picture", picture);
     }
