@@ -64,7 +64,7 @@ StepGraphs::StepGraphs(const TrainContext& context, std::unique_ptr<GraphBackend
 std::vector<at::Tensor> StepGraphs::on_device(const std::vector<at::Tensor>& inputs) const {
   std::vector<at::Tensor> moved;
   for (const at::Tensor& input : inputs) {
-    moved.push_back(input.to(context_.device, /*non_blocking=*/true));
+    moved.push_back(input.detach().to(context_.device, /*non_blocking=*/true));
   }
   return moved;
 }

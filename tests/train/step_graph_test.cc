@@ -246,8 +246,11 @@ Curve curve(TrainOptions options, bool graphs) {
     if (line.find("CUDA graph") != std::string_view::npos) result.lines.emplace_back(line);
   });
   options.progress = [&](const TrainProgress& p) {
-    const size_t place = p.text.find("loss ");
-    if (place != std::string::npos) result.losses.push_back(std::stod(p.text.substr(place + 5)));
+    for (const char* name : {"loss ", "fake_loss "}) {
+      const size_t place = (" " + p.text).find(std::string(" ") + name);
+      if (place == std::string::npos) continue;
+      result.losses.push_back(std::stod(p.text.substr(place + std::string(name).size())));
+    }
     return true;
   };
   const Result<TrainSummary> summary = run_training(options);
@@ -277,6 +280,32 @@ TEST(StepGraphsOnAGpu, AutoencoderHasTheSameCurve) {
   expect_same_curve(options);
   options.set = {"autoencoder.gan=0.1", "autoencoder.gan_features=0.1", "autoencoder.gan_after=0.3",
                  "autoencoder.gan_critic_after=0.2"};
+  expect_same_curve(options);
+}
+
+TEST(StepGraphsOnAGpu, UpsamplerHasTheSameCurve) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: recordings of real steps were not tested";
+  const TrainingFolder folder("graphs-upsampler");
+  TrainOptions options = folder.stage("upsampler", "out", R"("batch": 2, "steps": 24)");
+  options.set = {"cascade.scales=[2]", "upsampler.picture_clips=1", "upsampler.picture_frames=1",
+                 "upsampler.picture_after=0.5"};
+  expect_same_curve(options);
+}
+
+TEST(StepGraphsOnAGpu, SuperResolutionHasTheSameCurve) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: recordings of real steps were not tested";
+  const TrainingFolder folder("graphs-sr");
+  TrainOptions options = folder.stage("sr", "out", R"("batch": 2, "steps": 32)");
+  expect_same_curve(options);
+}
+
+TEST(StepGraphsOnAGpu, ScoresHaveTheSameCurve) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: recordings of real steps were not tested";
+  const TrainingFolder folder("graphs-sparse");
+  TrainOptions options = folder.stage("sr_sparse", "out", R"("batch": 2, "steps": 24)");
+  options.set = {"sr_sparse.group_frames=[2]", "sr_sparse.critic_per_student=1",
+                 "sr_sparse.adaptation=0", "sr_sparse.picture_clips=1",
+                 "sr_sparse.picture_frames=1"};
   expect_same_curve(options);
 }
 
