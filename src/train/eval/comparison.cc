@@ -82,20 +82,18 @@ Centre find_object(const Moment& moment, const NamedScene& scene, const NamedObj
   return centre.area > 0.0 ? centre : middle;
 }
 
+// On joined edges, as the world's are.
 RgbImage square_around(const RgbFrame& frame, const Centre& centre, int64_t side, int64_t enlarge) {
   const double scale = static_cast<double>(frame.width) / static_cast<double>(kBaseWidth);
   const auto length = std::min<int64_t>(std::llround(static_cast<double>(side) * scale),
                                         std::min(frame.width, frame.height));
-  const auto begin = [&](double place, int64_t whole) {
-    return std::clamp<int64_t>(std::llround(place * scale) - length / 2, 0, whole - length);
-  };
-  const int64_t left = begin(centre.x, frame.width);
-  const int64_t top = begin(centre.y, frame.height);
+  const int64_t left = std::llround(centre.x * scale) - length / 2 + frame.width;
+  const int64_t top = std::llround(centre.y * scale) - length / 2 + frame.height;
   RgbImage image = RgbImage::black(length * enlarge, length * enlarge);
   for (int64_t y = 0; y < image.height; ++y) {
-    const uint8_t* row = frame.row(top + y / enlarge) + 3 * left;
+    const uint8_t* row = frame.row((top + y / enlarge) % frame.height);
     for (int64_t x = 0; x < image.width; ++x) {
-      std::memcpy(image.row(y) + 3 * x, row + 3 * (x / enlarge), 3);
+      std::memcpy(image.row(y) + 3 * x, row + 3 * ((left + x / enlarge) % frame.width), 3);
     }
   }
   return image;

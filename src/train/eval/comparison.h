@@ -17,7 +17,7 @@ struct ComparisonOptions {
   int64_t clips = 12;   // at most so many rows
   double at = 2.5;      // seconds from the beginning
   int64_t side = 56;    // of the square around an object, in pixels of the base size
-  int64_t enlarge = 2;  // of the largest video's pixels, by repetition
+  int64_t enlarge = 1;  // of the largest video's pixels, by repetition
 };
 
 /// A row a caption that names a texture, a column a folder: the square around the first object with
