@@ -259,9 +259,13 @@ DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& au
   return result;
 }
 
-at::Tensor picture_distance(const DecodedPair& pictures) {
+at::Tensor picture_distance(const DecodedPair& pictures, double spectrum) {
   const at::Tensor error = pictures.made - pictures.truth;
-  return error.abs().mean() + difference(error, 2).abs().mean() + difference(error, 3).abs().mean();
+  const at::Tensor distance =
+      error.abs().mean() + difference(error, 2).abs().mean() + difference(error, 3).abs().mean();
+  if (spectrum == 0.0) return distance;
+  return distance +
+         spectrum * spectrum_distance(pictures.made.flatten(0, 1), pictures.truth.flatten(0, 1));
 }
 
 }  // namespace ultraflash

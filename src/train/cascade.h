@@ -118,11 +118,9 @@ DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& au
                         const at::Tensor& x, const at::Tensor& truth, int64_t clips, int64_t frames,
                         int64_t step, int64_t purpose);
 
-/// L1 between the two, and between the differences to neighbours. It stands for the perceptual
-/// distance of the published recipes, which needs a network trained on other data.
-at::Tensor picture_distance(const DecodedPair& pictures);
-at::Tensor picture_distance(const TrainContext& context, const FrozenAutoencoder& autoencoder,
-                            const at::Tensor& x, const at::Tensor& truth, int64_t clips,
-                            int64_t frames, int64_t step, int64_t purpose);
+/// L1 between the two, and between the differences to neighbours, and `spectrum` times their
+/// spectrum_distance(). It stands for the perceptual distance of the published recipes, which needs
+/// a network trained on other data.
+at::Tensor picture_distance(const DecodedPair& pictures, double spectrum);
 
 }  // namespace ultraflash

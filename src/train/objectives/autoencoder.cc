@@ -141,6 +141,11 @@ class AutoencoderObjective final : public Objective {
     if (c.temporal > 0.0 && error.size(1) > 1) {
       loss = loss + c.temporal * difference(error, 1).abs().mean();
     }
+    if (c.spectrum > 0.0) {
+      const at::Tensor spectrum = spectrum_distance(y.flatten(0, 1), x.flatten(0, 1));
+      loss = loss + c.spectrum * spectrum;
+      meter.add("spectrum", spectrum);
+    }
     if (c.teacher > 0.0) loss = loss + c.teacher * (y - taught(target)).abs().mean();
     if (discriminator_ && context_.progress >= c.gan_after) {
       loss = loss + adversarial(y, x, meter);

@@ -200,7 +200,7 @@ class SrSparseObjective final : public Objective {
       const DecodedPair pictures =
           decode_pair(context_, data_->of_step(step).autoencoders.large, x, z, c.picture_clips,
                       c.picture_frames, step, kPictureDraw);
-      const at::Tensor picture = picture_distance(pictures);
+      const at::Tensor picture = picture_distance(pictures, context_.config.cascade.spectrum);
       loss = loss + c.picture * picture;
       meter.add("picture", picture);
       if (reward_) {

@@ -85,7 +85,8 @@ class UpsamplerObjective final : public Objective {
     if (c.picture > 0.0 && !clips_->encoded() && context_.progress >= c.picture_after) {
       const at::Tensor picture =
           picture_distance(decode_pair(context_, autoencoders_.large, u, z, c.picture_clips,
-                                       c.picture_frames, step, kPictureDraw));
+                                       c.picture_frames, step, kPictureDraw),
+                           context_.config.cascade.spectrum);
       loss = loss + c.picture * picture;
       meter.add("picture", picture);
     }
