@@ -2,6 +2,7 @@
 // GPU whole runs with and without them.
 #include "train/step_graph.h"
 
+#include <ATen/ExpandUtils.h>
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -84,7 +85,7 @@ struct Square {
       const at::NoGradGuard no_grad;
       kept.scalars[0].second.copy_((w * x).square().sum());
       kept.tensors[0].copy_(x * 2.0);
-      gradient.copy_(2.0 * w * x * x);
+      gradient.copy_(at::sum_to(2.0 * w * x * x, w.sizes()));
     };
     return result;
   }

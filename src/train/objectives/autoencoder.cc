@@ -17,6 +17,7 @@
 #include "ops/autograd/torch_tensor.h"
 #include "train/cascade.h"
 #include "train/device_clips.h"
+#include "train/encoder_check.h"
 #include "train/generator.h"
 #include "train/objective.h"
 #include "train/patch_discriminator.h"
@@ -33,6 +34,7 @@ constexpr uint64_t kCropSeed = 0x63726f70;
 constexpr double kAside = 0.5;  // of a crop's size, how far an object may be from its middle
 constexpr int64_t kSmallDraw = 1;
 constexpr int64_t kPixelsPerLatent = 8;
+constexpr int64_t kEnds = 5;  // the first and last frames of a clip are a fifth of it
 
 struct PictureBatch {
   at::Tensor clips;  // u8 [batch, frames, height, width, 3], pinned when the device is a GPU
@@ -202,18 +204,27 @@ class AutoencoderObjective final : public Objective {
     scales.erase(std::unique(scales.begin(), scales.end()), scales.end());
     for (const int64_t scale : scales) {
       const at::Tensor& clips = eval_clips(scale);
+      const auto count = static_cast<double>(clips.size(0));
       double sum = 0.0;
       double worst = 1e9;
+      double first = 0.0;
+      double last = 0.0;
       for (int64_t i = 0; i < clips.size(0); ++i) {
         const at::Tensor x = clips.narrow(0, i, 1).to(context_.device).to(at::kFloat).div_(255.0);
         const at::Tensor y = reconstruct(x);
-        const at::Tensor error = y - x.narrow(1, x.size(1) - y.size(1), y.size(1));
-        const double value = psnr(error.square().mean().item<double>());
-        sum += value / static_cast<double>(clips.size(0));
+        const at::Tensor error = (y - x.narrow(1, x.size(1) - y.size(1), y.size(1))).square();
+        const double value = psnr(error.mean().item<double>());
+        sum += value / count;
         worst = std::min(worst, value);
+        const int64_t part = (error.size(1) + kEnds - 1) / kEnds;
+        first += psnr(error.narrow(1, 0, part).mean().item<double>()) / count;
+        last += psnr(error.narrow(1, error.size(1) - part, part).mean().item<double>()) / count;
       }
       measures.emplace_back(fmt::format("psnr_{}x", scale), sum);
       measures.emplace_back(fmt::format("psnr_worst_{}x", scale), worst);
+      // Of the first and the last fifth: equal where nothing drifts.
+      measures.emplace_back(fmt::format("psnr_first_{}x", scale), first);
+      measures.emplace_back(fmt::format("psnr_last_{}x", scale), last);
     }
     // Statistics of the latents at the base size.
     const at::Tensor x = eval_clips(scales[0]).to(context_.device).to(at::kFloat).div_(255.0);
@@ -256,6 +267,9 @@ class AutoencoderObjective final : public Objective {
       encoder = TinyEncoder::bind(std::move(loader), *spec_->tiny_encoder, spec_->tiny.memory_init);
     };
     const bool anew = !small && init.decoder.empty();
+    if (joint_ && !anew) {
+      UF_TRY(require_encoder(context_, small ? init.autoencoder : init.decoder, *spec_));
+    }
     if (joint_ && anew) {
       UF_TRY(bind_network(context_, set, init.autoencoder, base.decoder.checkpoint, {"decoder."},
                           bind_encoder));
