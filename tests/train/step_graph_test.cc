@@ -223,6 +223,18 @@ TEST(StepGraphs, ConversionsOfWeightsAreMadeAnewWhenAsked) {
   }
 }
 
+TEST(ParameterSets, ACopyIsNoPartOfAGraph) {
+  const auto trained = one_vector();
+  for (const bool trainable : {false, true}) {
+    ParameterSet copy(at::kCPU, trainable);
+    copy.bind_from(trained.get());
+    ASSERT_TRUE(copy.find({"vector", {4}, ParameterInit::normal(1.0F), false}).ok());
+    EXPECT_TRUE(copy.leaves()[0].is_leaf());
+    EXPECT_EQ(copy.leaves()[0].requires_grad(), trainable);
+    EXPECT_TRUE(at::equal(copy.leaves()[0], trained->leaves()[0]));
+  }
+}
+
 bool has_gpu() {
   try {
     open_torch_device({DeviceType::kCuda, 0});
@@ -305,8 +317,8 @@ TEST(StepGraphsOnAGpu, ScoresHaveTheSameCurve) {
   const TrainingFolder folder("graphs-sparse");
   TrainOptions options = folder.stage("sr_sparse", "out", R"("batch": 2, "steps": 24)");
   options.set = {"sr_sparse.group_frames=[2]", "sr_sparse.critic_per_student=1",
-                 "sr_sparse.adaptation=0", "sr_sparse.picture_clips=1",
-                 "sr_sparse.picture_frames=1"};
+                 "sr_sparse.adaptation=0",     "sr_sparse.dmd=1",
+                 "sr_sparse.picture_clips=1",  "sr_sparse.picture_frames=1"};
   expect_same_curve(options);
 }
 
