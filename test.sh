@@ -70,6 +70,7 @@ if [[ " ${builds[*]} " == *" cuda-check "* ]]; then groups+=(cuda); fi
 
 check "include rules" "$root/tools/check_includes.py" --self-test
 check "includes" "$root/tools/check_includes.py"
+check "means of logs" "$root/tools/log_means.py" --self-test
 check "format" "$root/tools/check_format.sh"
 
 # Readable, complete reports; the sanitizers stop at the first error by default.

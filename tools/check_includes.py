@@ -65,7 +65,8 @@ THIRD_PARTY = [
     (
         r"(cooperative_groups|cuda|cublas|cudnn|curand|cufft|nvrtc|nvtx|driver_types|vector_types).*"
         r"|(cub|cute|cutlass|thrust|nvtx3)/.*",
-        ["src/ops/cuda/", "src/parallel/nccl", "src/train/world/render.cu"],
+        ["src/ops/cuda/", "src/parallel/nccl", "src/train/world/render.cu",
+         "src/train/cuda_graph_module.cc"],
         "CUDA stays there",
     ),
     (r"omp\.h", ["src/ops/cpu/"], "loops over threads are a matter of the CPU executor"),

@@ -171,6 +171,7 @@ struct ConvertSettings {
   std::string key;
   std::string output_key;
   std::string prefix;
+  std::vector<std::string> drop;
   bool no_ema = false;
   bool keep_names = false;
 };
@@ -191,6 +192,7 @@ int run_convert(const ConvertSettings& settings) {
   options.input.wrapper = settings.key;
   options.input.wrapper_order = default_wrapper_order(!settings.no_ema);
   options.input.prefix = settings.prefix;
+  options.dropped = settings.drop;
   options.input.clean_names = !settings.keep_names;
   const InterruptGuard interrupt("stopping", [] {});
   ProgressLine progress;
@@ -291,6 +293,11 @@ void add_convert(CLI::App& app, Command& chosen) {
            "PyTorch: key around the tensors", {"none"});
   add_text(*command, "--prefix", settings->prefix, "TEXT",
            "Only tensors whose names start so; it is removed", {"all tensors"});
+  command
+      ->add_option("--drop", settings->drop,
+                   "Leave out tensors whose names begin so (may be repeated)")
+      ->option_text("TEXT")
+      ->allow_extra_args(false);
   command->add_flag("--no-ema", settings->no_ema, "Prefer 'generator' to 'generator_ema'");
   command->add_flag("--keep-names", settings->keep_names, "Do not remove wrappers' prefixes");
   command->callback(

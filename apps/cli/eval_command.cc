@@ -8,17 +8,21 @@
 #include "common.h"
 #include "media/image.h"
 #include "options.h"
+#include "train/eval/comparison.h"
 #include "train/eval/evaluate.h"
 
 namespace ultraflash::cli {
 namespace {
+
+constexpr int64_t kSheetClips = 24;
 
 struct EvalSettings {
   world::EvalOptions options;
   std::vector<std::string> at;
   bool json = false;
   std::string sheet;
-  int64_t sheet_clips = 24;
+  int64_t sheet_clips = 0;
+  std::vector<std::string> beside;
   int64_t make = 0;
   uint64_t seed = 1;
   std::string split = "held-out";
@@ -39,6 +43,22 @@ int make_set(const EvalSettings& settings) {
   return written.ok() ? 0 : fail(written);
 }
 
+// One moment of several folders, in place of measuring.
+int compare(const EvalSettings& settings) {
+  if (settings.sheet.empty()) {
+    return fail({StatusCode::kInvalidArgument, "--beside needs --sheet FILE to draw on"});
+  }
+  world::ComparisonOptions options;
+  options.folders = settings.beside;
+  options.folders.insert(options.folders.begin(), settings.options.folder);
+  if (settings.sheet_clips > 0) options.clips = settings.sheet_clips;
+  if (!settings.at.empty()) options.at = settings.options.at.front();
+  const Result<RgbImage> sheet = world::comparison_sheet(options);
+  if (!sheet.ok()) return fail(sheet.status());
+  const Status written = write_png(settings.sheet, sheet->view(), kSmallPng);
+  return written.ok() ? 0 : fail(written);
+}
+
 int run_eval(EvalSettings& settings) {
   if (settings.make > 0) return make_set(settings);
   world::EvalOptions& options = settings.options;
@@ -52,6 +72,7 @@ int run_eval(EvalSettings& settings) {
     }
     options.at.push_back(*seconds);
   }
+  if (!settings.beside.empty()) return compare(settings);
   options.sheet_frames = !settings.sheet.empty();
   ProgressLine progress;
   options.progress = [&progress](int64_t done, int64_t all) {
@@ -62,7 +83,8 @@ int run_eval(EvalSettings& settings) {
   progress.finish();
   if (!report.ok()) return fail(report.status());
   if (!settings.sheet.empty()) {
-    const Result<RgbImage> sheet = world::report_sheet(*report, settings.sheet_clips);
+    const Result<RgbImage> sheet =
+        world::report_sheet(*report, settings.sheet_clips > 0 ? settings.sheet_clips : kSheetClips);
     if (!sheet.ok()) return fail(sheet.status());
     const Status written = write_png(settings.sheet, sheet->view(), kSmallPng);
     if (!written.ok()) return fail(written);
@@ -91,7 +113,13 @@ void add_eval(CLI::App& app, Command& chosen) {
   add_text(*command, "--sheet", settings->sheet, "FILE",
            "Write a contact sheet (PNG); clips with something wrong come first");
   add_integer<int64_t>(*command, "--sheet-clips", settings->sheet_clips, 1, 80,
-                       "Clips on the contact sheet");
+                       "Clips on the contact sheet", {"24; 12 with --beside"});
+  command
+      ->add_option("--beside", settings->beside,
+                   "With --sheet: instead of measuring, draw one moment of FOLDER and of these, "
+                   "each a column (may be repeated)")
+      ->option_text("FOLDER")
+      ->allow_extra_args(false);
   add_integer(*command, "--threads", settings->options.threads, 0, 1024, "CPU threads; 0: all");
   add_integer<int64_t>(*command, "--make", settings->make, 0, 100'000,
                        "Write a captions.jsonl of so many new captions instead");

@@ -239,15 +239,14 @@ at::Tensor decode_window(const TrainContext& context, const TinyDecoder& decoder
   return low == 0.0 ? pictures : (pictures - low) / (1.0 - low);
 }
 
-DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
-                        const at::Tensor& x, const at::Tensor& truth, int64_t clips, int64_t frames,
-                        int64_t step, int64_t purpose) {
-  const int64_t all = x.size(1);
-  const int64_t count = std::min(frames + 1, all);
-  const int64_t begin = StepRandom(context, step, purpose).below(all - count + 1);
+namespace {
+
+// All frames, the first for the decoder's state if there are more than one.
+DecodedPair decode_all(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                       const at::Tensor& x, const at::Tensor& truth, int64_t clips) {
   DecodedPair result;
-  result.frames = count > 1 ? count - 1 : 1;
-  result.first = begin + count - result.frames;
+  result.frames = std::max<int64_t>(x.size(1) - 1, 1);
+  result.first = x.size(1) - result.frames;
   const auto decoded = [&](const at::Tensor& latents) {
     return decode_window(context, autoencoder.decoder, latents, result.first, result.frames, clips);
   };
@@ -259,9 +258,46 @@ DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& au
   return result;
 }
 
-at::Tensor picture_distance(const DecodedPair& pictures) {
+}  // namespace
+
+DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                        const at::Tensor& x, const at::Tensor& truth, int64_t clips, int64_t frames,
+                        int64_t step, int64_t purpose) {
+  const PairWindow window = PairWindow::draw(context, x.size(1), frames, step, purpose);
+  const auto seen = [&](const at::Tensor& latents) {
+    return latents.narrow(1, window.first, window.count);
+  };
+  DecodedPair result = decode_all(context, autoencoder, seen(x), seen(truth), clips);
+  result.first += window.first;
+  return result;
+}
+
+DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                        const at::Tensor& x, const at::Tensor& truth, int64_t clips,
+                        const at::Tensor& places) {
+  const auto seen = [&](const at::Tensor& latents) {
+    return latents.narrow(0, 0, std::min(clips, latents.size(0))).index_select(1, places);
+  };
+  return decode_all(context, autoencoder, seen(x), seen(truth), clips);
+}
+
+PairWindow PairWindow::draw(const TrainContext& context, int64_t all, int64_t frames, int64_t step,
+                            int64_t purpose) {
+  PairWindow window;
+  window.count = std::min(frames + 1, all);
+  window.first = StepRandom(context, step, purpose).below(all - window.count + 1);
+  return window;
+}
+
+at::Tensor PairWindow::places() const { return at::arange(first, first + count, at::kLong); }
+
+at::Tensor picture_distance(const DecodedPair& pictures, double spectrum) {
   const at::Tensor error = pictures.made - pictures.truth;
-  return error.abs().mean() + difference(error, 2).abs().mean() + difference(error, 3).abs().mean();
+  const at::Tensor distance =
+      error.abs().mean() + difference(error, 2).abs().mean() + difference(error, 3).abs().mean();
+  if (spectrum == 0.0) return distance;
+  return distance +
+         spectrum * spectrum_distance(pictures.made.flatten(0, 1), pictures.truth.flatten(0, 1));
 }
 
 }  // namespace ultraflash

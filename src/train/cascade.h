@@ -117,12 +117,26 @@ at::Tensor decode_window(const TrainContext& context, const TinyDecoder& decoder
 DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
                         const at::Tensor& x, const at::Tensor& truth, int64_t clips, int64_t frames,
                         int64_t step, int64_t purpose);
+/// Which of `all` latent frames decode_pair() takes: `count` from `first` on, the first of them for
+/// the decoder's state if there are more than one.
+struct PairWindow {
+  int64_t first = 0;
+  int64_t count = 0;
 
-/// L1 between the two, and between the differences to neighbours. It stands for the perceptual
-/// distance of the published recipes, which needs a network trained on other data.
-at::Tensor picture_distance(const DecodedPair& pictures);
-at::Tensor picture_distance(const TrainContext& context, const FrozenAutoencoder& autoencoder,
-                            const at::Tensor& x, const at::Tensor& truth, int64_t clips,
-                            int64_t frames, int64_t step, int64_t purpose);
+  static PairWindow draw(const TrainContext& context, int64_t all, int64_t frames, int64_t step,
+                         int64_t purpose);
+  /// i64 [count] on the host.
+  [[nodiscard]] at::Tensor places() const;
+};
+/// The same where the frames' numbers are on the device, i64 [count]: for recorded work
+/// (step_graph.h). Result.first counts from the first of them.
+DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
+                        const at::Tensor& x, const at::Tensor& truth, int64_t clips,
+                        const at::Tensor& places);
+
+/// L1 between the two, and between the differences to neighbours, and `spectrum` times their
+/// spectrum_distance(). It stands for the perceptual distance of the published recipes, which needs
+/// a network trained on other data.
+at::Tensor picture_distance(const DecodedPair& pictures, double spectrum);
 
 }  // namespace ultraflash

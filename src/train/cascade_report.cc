@@ -138,15 +138,18 @@ CascadeReport::Entry CascadeReport::measured(const std::string& name,
   double score = 0.0;
   double distance = 0.0;
   for (int64_t i = 0; i < clips; ++i) {
-    const at::Tensor x = truth_.narrow(0, i, 1).to(at::kFloat);
-    const at::Tensor y = pictures.narrow(0, i, 1).to(at::kFloat);
-    const at::Tensor inside = boxes_.narrow(0, i, 1);
+    const auto on_device = [&](const at::Tensor& all) {
+      return all.narrow(0, i, 1).to(context_.device).to(at::kFloat);
+    };
+    const at::Tensor x = on_device(truth_);
+    const at::Tensor y = on_device(pictures);
+    const at::Tensor inside = on_device(boxes_);
     const at::Tensor error = (y - x).square().mean(4) * inside / (255.0 * 255.0);
     sum += psnr((error.sum() / inside.sum().clamp_min(1.0)).item<double>());
     sharpness += roughness(y, inside) / std::max(roughness(x, inside), 1e-6);
     // The last picture of every latent frame.
     const auto some = [&](const at::Tensor& z) {
-      return z.select(0, 0).slice(0, 0, std::nullopt, kPictureStep).to(context_.device) / 255.0;
+      return z.select(0, 0).slice(0, 0, std::nullopt, kPictureStep) / 255.0;
     };
     const at::Tensor pictures_truth = some(x);
     const Windows windows = busiest_windows(pictures_truth, context_.config.reward.crop);

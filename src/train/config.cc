@@ -132,6 +132,9 @@ Status TrainConfig::validate() const {
   if (!(autoencoder.object_crops >= 0.0 && autoencoder.object_crops <= 1.0)) {
     return invalid("autoencoder.object_crops lies in [0, 1]");
   }
+  if (!(autoencoder.spectrum >= 0.0) || !(cascade.spectrum >= 0.0)) {
+    return invalid("spectrum of autoencoder and cascade is not negative");
+  }
   if (!(autoencoder.detail >= 0.0) || !(autoencoder.teacher >= 0.0) ||
       !(autoencoder.upsampled_share >= 0.0 && autoencoder.upsampled_share <= 1.0) ||
       (autoencoder.scale == 1 &&

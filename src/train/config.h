@@ -158,6 +158,7 @@ struct AutoencoderConfig {
   /// mean one.
   double detail = 0.0;
   double temporal = 0.25;       // L1 of differences between frames
+  double spectrum = 0.0;        // distance of local spectra (spectrum_distance in train/pictures.h)
   double latent_kl = 0.01;      // of each latent channel's mean and variance to a unit normal
   double latent_noise = 0.05;   // deviation of noise added to latents before decoding
   bool freeze_encoder = false;  // only the decoder learns: what was trained on the latents stays
@@ -184,6 +185,7 @@ struct AutoencoderConfig {
     visit("gradient", gradient);
     visit("detail", detail);
     visit("temporal", temporal);
+    visit("spectrum", spectrum);
     visit("latent_kl", latent_kl);
     visit("latent_noise", latent_noise);
     visit("freeze_encoder", freeze_encoder);
@@ -337,6 +339,7 @@ struct CascadeConfig {
   std::vector<int64_t> scales = {2, 3};           // of the recipe, one per step in turn
   int64_t frames = 6;                             // latent frames of a training window
   ResizeFilter downsample = ResizeFilter::kArea;  // that makes the base size
+  double spectrum = 0.0;                          // weight of spectrum_distance in picture losses
   int64_t eval_clips = 16;                        // held-out clips, measured at each scale
   int64_t eval_frames = 6;
 
@@ -345,6 +348,7 @@ struct CascadeConfig {
     visit("scales", scales);
     visit("frames", frames);
     visit("downsample", downsample);
+    visit("spectrum", spectrum);
     visit("eval_clips", eval_clips);
     visit("eval_frames", eval_frames);
   }
@@ -610,6 +614,8 @@ struct TrainConfig {
   /// kBlocks: of each transformer block only its input is kept for the backward pass, which runs
   /// the block again. A third more work, a small part of the memory, the same gradients.
   Recompute recompute = Recompute::kNone;
+  /// On a GPU, forward and backward passes are recorded once and replayed (step_graph.h).
+  bool cuda_graphs = true;
   /// Ranks that train together, one GPU each (with --device cpu: processes). Each takes `batch`
   /// clips a step and has a bank of its own; gradients are averaged over all.
   int64_t gpus = 1;
@@ -651,6 +657,7 @@ struct TrainConfig {
     visit("seed", seed);
     visit("compute", compute);
     visit("recompute", recompute);
+    visit("cuda_graphs", cuda_graphs);
     visit("gpus", gpus);
     visit("batch", batch);
     visit("steps", steps);

@@ -5,6 +5,7 @@
 #include "core/rng.h"
 #include "ops/autograd/torch_tensor.h"
 #include "train/device_clips.h"
+#include "train/encoder_check.h"
 
 namespace ultraflash {
 namespace {
@@ -54,6 +55,7 @@ Result<FrozenAutoencoder> FrozenAutoencoder::open_large(const TrainContext& cont
   }
   const DecoderSpec& spec = cascade->decoder;
   FrozenAutoencoder result = base;
+  if (spec.tiny_encoder) UF_TRY(require_encoder(context, init, spec));
   result.vae_decodes = false;
   result.parameters = std::make_shared<ParameterSet>(context.device, /*trainable=*/false);
   UF_TRY(bind_network(

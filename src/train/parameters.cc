@@ -16,8 +16,9 @@ Result<Tensor> ParameterSet::find(const ParameterSpec& spec) {
   UF_ASSIGN(const Tensor stored, base_->find(spec));
   if (!stored.defined()) return stored;
   if (stored.shape() != spec.shape) return stored;  // the binder reports it
-  at::Tensor leaf = to_torch(stored).to(device_, at::kFloat, /*non_blocking=*/false,
-                                        /*copy=*/true);
+  // Detached: a copy of a trained set would keep its graph, and with it what gathers gradients.
+  at::Tensor leaf = to_torch(stored).detach().to(device_, at::kFloat, /*non_blocking=*/false,
+                                                 /*copy=*/true);
   leaf.set_requires_grad(trainable_);
   index_[spec.name] = leaves_.size();
   names_.push_back(spec.name);

@@ -113,6 +113,21 @@ at::Tensor ms_ssim(const at::Tensor& a, const at::Tensor& b) {
   return result;
 }
 
+at::Tensor spectrum_distance(const at::Tensor& a, const at::Tensor& b) {
+  constexpr int64_t kStride = 8;
+  constexpr double kTiny = 1e-8;  // where a magnitude has no slope
+  const int64_t side = std::min<int64_t>({24, a.size(1), a.size(2)});
+  const at::Tensor bell = at::hann_window(side, a.options().requires_grad(false));
+  const at::Tensor weight = bell.unsqueeze(1) * bell / (bell.sum() * bell.sum());
+  const auto magnitudes = [&](const at::Tensor& x) {
+    const at::Tensor windows = x.mean(3).unfold(1, side, kStride).unfold(2, side, kStride);
+    const at::Tensor waves = at::fft_rfft2((windows - windows.mean({-1, -2}, true)) * weight);
+    return (at::view_as_real(waves).square().sum(-1) + kTiny).sqrt();  // [n, rows, columns, f, f]
+  };
+  // A real wave has two coefficients, of which this half of the plane holds one.
+  return (magnitudes(a) - magnitudes(b)).abs().sum({-1, -2}).mean();
+}
+
 at::Tensor first_clips(const TrainContext& context, const TrainingClips& clips, int64_t scale,
                        int64_t frames, int64_t count) {
   ClipWindow window;

@@ -43,6 +43,12 @@ at::Tensor cropped(const at::Tensor& pictures, const Windows& windows);
 /// 11-pixel window fits, the others' weights shared out.
 at::Tensor ms_ssim(const at::Tensor& a, const at::Tensor& b);
 
+/// How much amplitude pictures [n, height, width, c] in [0, 1] have at other frequencies, wherever
+/// their waves begin: sums of differences between magnitudes of Fourier coefficients of the mean
+/// over channels, in weighted windows of 24 pixels (or what fits) every 8, means over windows. A
+/// missing sine wave of amplitude a counts 2 a to 3 a, by its direction.
+at::Tensor spectrum_distance(const at::Tensor& a, const at::Tensor& b);
+
 /// Whole frames of clips 0 to `count` - 1 at `scale`, u8 [count, frames, height, width, 3] on the
 /// CPU.
 at::Tensor first_clips(const TrainContext& context, const TrainingClips& clips, int64_t scale,

@@ -45,6 +45,19 @@ void RefinerData::advance(int64_t step) {
 }
 
 RefinerData::Batch RefinerData::sample(int64_t step, int64_t frames, bool may_drop) const {
+  const Draw drawn = draw(step, frames, may_drop);
+  return {drawn.z, condition(of_step(step), drawn.lead, drawn.low, drawn.noise, drawn.kept),
+          drawn.embeddings};
+}
+
+at::Tensor RefinerData::condition(const Size& size, int64_t lead, const at::Tensor& low,
+                                  const at::Tensor& noise, const at::Tensor& kept) const {
+  const at::NoGradGuard no_grad;
+  const at::Tensor u = size.upsampler.run_window(context_, low, lead);
+  return add_noise(u, at::randn_like(u), noise) * kept;
+}
+
+RefinerData::Draw RefinerData::draw(int64_t step, int64_t frames, bool may_drop) const {
   const at::NoGradGuard no_grad;
   const TrainConfig& config = context_.config;
   const Size& size = of_step(step);
@@ -60,21 +73,21 @@ RefinerData::Batch RefinerData::sample(int64_t step, int64_t frames, bool may_dr
     kept.push_back(may_drop && random.uniform() < config.sr.condition_dropout ? 0.0 : 1.0);
   }
   context_.seed_step(step);
-  Batch batch;
-  batch.z = pairs.high.narrow(1, window.lead, window.frames);
-  batch.embeddings = text_.run(context_, pairs.tokens);
-  at::Tensor low = pairs.damaged.defined() ? pairs.damaged : pairs.low;
+  Draw drawn;
+  drawn.z = pairs.high.narrow(1, window.lead, window.frames);
+  drawn.embeddings = text_.run(context_, pairs.tokens);
+  drawn.low = pairs.damaged.defined() ? pairs.damaged : pairs.low;
   if (random.uniform() < config.sr.guided_share) {
     std::vector<double> sigmas;
     for (int64_t i = 0; i < config.batch; ++i) {
       sigmas.push_back(std::lerp(config.sr.guided_low, config.sr.guided_high, random.uniform()));
     }
-    low = renoised(context_, *generator_, low, sigmas, batch.embeddings);
+    drawn.low = renoised(context_, *generator_, drawn.low, sigmas, drawn.embeddings);
   }
-  const at::Tensor u = size.upsampler.run_window(context_, low, window.lead);
-  batch.y = add_noise(u, at::randn_like(u), sigma_tensor(context_, noise, config.batch)) *
-            sigma_tensor(context_, kept, config.batch);
-  return batch;
+  drawn.noise = sigma_tensor(context_, noise, config.batch);
+  drawn.kept = sigma_tensor(context_, kept, config.batch);
+  drawn.lead = window.lead;
+  return drawn;
 }
 
 Tensor RefinerData::no_text(int64_t count) const {

@@ -47,6 +47,20 @@ class RefinerData {
   };
   /// Seeds the device's generator for the step. With `may_drop` a few samples have no condition.
   [[nodiscard]] Batch sample(int64_t step, int64_t frames, bool may_drop) const;
+  /// The same in two parts, of which the second can be recorded (step_graph.h): what the host
+  /// draws,
+  struct Draw {
+    at::Tensor z;
+    Tensor embeddings;
+    at::Tensor low;    // f32 [batch, lead + frames, h, w, c]: what the condition is made of
+    at::Tensor noise;  // f32 [batch, 1, 1, 1, 1]: share of noise
+    at::Tensor kept;   // as noise: 0 for samples without condition
+    int64_t lead = 0;
+  };
+  [[nodiscard]] Draw draw(int64_t step, int64_t frames, bool may_drop) const;
+  /// and the condition. Noise comes from the device's generator.
+  [[nodiscard]] at::Tensor condition(const Size& size, int64_t lead, const at::Tensor& low,
+                                     const at::Tensor& noise, const at::Tensor& kept) const;
   /// Embeddings of `count` empty captions.
   [[nodiscard]] Tensor no_text(int64_t count) const;
   /// One sigma per sample: logit-normal and shifted, a share at 1.

@@ -4,12 +4,23 @@
 
 #include <algorithm>
 
+#include "diffusion/flow_match.h"
+#include "ops/autograd/autograd_executor.h"
+#include "ops/autograd/torch_tensor.h"
 #include "train/generator.h"
 
 namespace ultraflash {
 namespace {
 
 enum : int64_t { kScoreDraw = 111, kFakeDraw = 112 };
+
+// f64 sigmas [batch] for latents, and as the timesteps that a network asks for.
+at::Tensor per_sample(const at::Tensor& sigmas) {
+  return sigmas.to(at::kFloat).view({-1, 1, 1, 1, 1});
+}
+at::Tensor timesteps_of(const at::Tensor& sigmas) {
+  return sigmas * static_cast<double>(FlowMatchSchedule::kSteps);
+}
 
 }  // namespace
 
@@ -37,36 +48,64 @@ std::vector<double> RefinerScores::draw_sigmas(int64_t step, int64_t purpose) co
 
 Scores RefinerScores::of(int64_t step, int64_t scale, const at::Tensor& x, const at::Tensor& y,
                          const Tensor& embeddings, const Tensor& no_text, Meter& meter) const {
-  const at::NoGradGuard no_grad;
   const std::vector<double> sigmas = draw_sigmas(step, kScoreDraw);
-  const at::Tensor sigma = sigma_tensor(context_, sigmas, x.size(0));
-  const at::Tensor x_t = add_noise(x, at::randn_like(x), sigma);
-  const auto estimate = [&](const Refiner& refiner, const Tensor& text) {
+  const StepResult result =
+      graphs_->run(fmt::format("scores {}x", scale),
+                   {x, y, to_torch(embeddings), to_torch(no_text), at::tensor(sigmas, at::kDouble)},
+                   [&](const std::vector<at::Tensor>& inputs) { return estimates(scale, inputs); });
+  result.report(meter);
+  return {result.tensors[0], result.tensors[1]};
+}
+
+StepResult RefinerScores::estimates(int64_t scale, const std::vector<at::Tensor>& inputs) const {
+  const at::NoGradGuard no_grad;
+  const at::Tensor sigma = per_sample(inputs[4]);
+  const at::Tensor x_t = add_noise(inputs[0], at::randn_like(inputs[0]), sigma);
+  const DeviceTimesteps timesteps(context_.ops(), timesteps_of(inputs[4]));
+  const std::vector<double> as_many(static_cast<size_t>(x_t.size(0)), 0.0);
+  const auto estimate = [&](const Refiner& refiner, const at::Tensor& text) {
     const RefinerNetwork& network = refiner.at(scale);
-    return x_t - sigma * network.dense(context_, x_t, y, sigmas, network.text(context_, text));
+    return x_t - sigma * network.dense(context_, x_t, inputs[1], as_many,
+                                       network.text(context_, from_torch(text)));
   };
-  const at::Tensor fake = estimate(fake_, embeddings);
-  const at::Tensor real = estimate(real_, embeddings);
-  const at::Tensor without = estimate(real_, no_text);
+  const at::Tensor fake = estimate(fake_, inputs[2]);
+  const at::Tensor real = estimate(real_, inputs[2]);
+  const at::Tensor without = estimate(real_, inputs[3]);
+  StepResult result;
   // The two parts of the update: matching, and augmentation by guidance.
-  meter.add("matching_part", (fake - real).abs().mean());
-  meter.add("augmentation_part", (real - without).abs().mean());
-  return {fake, at::lerp(without, real, context_.config.sr_sparse.guidance)};
+  result.add("matching_part", (fake - real).abs().mean());
+  result.add("augmentation_part", (real - without).abs().mean());
+  result.tensors = {fake, at::lerp(without, real, context_.config.sr_sparse.guidance)};
+  return result;
 }
 
 void RefinerScores::learn(int64_t step, int64_t scale, const at::Tensor& x, const at::Tensor& y,
                           const Tensor& embeddings, Meter& meter) {
   const std::vector<double> sigmas = draw_sigmas(step, kFakeDraw);
-  const at::Tensor noise = at::randn_like(x);
-  const at::Tensor x_t = add_noise(x, noise, sigma_tensor(context_, sigmas, x.size(0)));
-  const RefinerNetwork& network = fake_.at(scale);
-  const at::Tensor v = network.dense(context_, x_t, y, sigmas, network.text(context_, embeddings));
-  const at::Tensor loss = (v - (noise - x)).square().mean();
-  loss.backward();
-  meter.add("fake_loss", loss);
+  const StepResult result = graphs_->run(
+      fmt::format("fake score {}x", scale), *trained_fake_.parameters,
+      {x, y, to_torch(embeddings), at::tensor(sigmas, at::kDouble)},
+      [&](const std::vector<at::Tensor>& inputs) { return learn_flow(scale, inputs); });
+  result.report(meter);
   const OptimizerConfig& critic = context_.config.critic_optimizer;
   meter.add("fake_gradient_norm",
             trained_fake_.update(learning_rate_factor(critic, step, context_.progress)));
+}
+
+StepResult RefinerScores::learn_flow(int64_t scale, const std::vector<at::Tensor>& inputs) const {
+  const at::Tensor& x = inputs[0];
+  const at::Tensor noise = at::randn_like(x);
+  const at::Tensor x_t = add_noise(x, noise, per_sample(inputs[3]));
+  const RefinerNetwork& network = fake_.at(scale);
+  const DeviceTimesteps timesteps(context_.ops(), timesteps_of(inputs[3]));
+  const std::vector<double> as_many(static_cast<size_t>(x.size(0)), 0.0);
+  const at::Tensor v = network.dense(context_, x_t, inputs[1], as_many,
+                                     network.text(context_, from_torch(inputs[2])));
+  const at::Tensor loss = (v - (noise - x)).square().mean();
+  loss.backward();
+  StepResult result;
+  result.add("fake_loss", loss);
+  return result;
 }
 
 }  // namespace ultraflash

@@ -13,6 +13,7 @@
 #include "train/cascade.h"
 #include "train/distillation.h"
 #include "train/objective.h"
+#include "train/step_graph.h"
 
 namespace ultraflash {
 
@@ -23,7 +24,8 @@ class RefinerScores {
                                                      const std::string& teacher);
 
   /// x0 estimates of the student's result `x`, noised to levels drawn for the step; without text
-  /// the condition `y` stays. No gradient. All f32 [batch, frames, h, w, c].
+  /// the condition `y` stays. No gradient. All f32 [batch, frames, h, w, c]; the result is valid
+  /// until the next call of this object.
   [[nodiscard]] Scores of(int64_t step, int64_t scale, const at::Tensor& x, const at::Tensor& y,
                           const Tensor& embeddings, const Tensor& no_text, Meter& meter) const;
   /// One update of the fake score on what the student made. Noise comes from the device's
@@ -35,12 +37,18 @@ class RefinerScores {
   [[nodiscard]] const Refiner& real() const { return real_; }
 
  private:
-  explicit RefinerScores(const TrainContext& context) : context_(context) {}
+  explicit RefinerScores(const TrainContext& context)
+      : context_(context), graphs_(StepGraphs::open(context)) {}
   [[nodiscard]] std::vector<double> draw_sigmas(int64_t step, int64_t purpose) const;
+  // What is recorded. x, y, embeddings, those of no text, and f64 sigmas [batch].
+  [[nodiscard]] StepResult estimates(int64_t scale, const std::vector<at::Tensor>& inputs) const;
+  // x, y, embeddings, sigmas.
+  [[nodiscard]] StepResult learn_flow(int64_t scale, const std::vector<at::Tensor>& inputs) const;
 
   const TrainContext& context_;
   Refiner real_, fake_;
   TrainedSet trained_fake_;
+  std::unique_ptr<StepGraphs> graphs_;
 };
 
 }  // namespace ultraflash

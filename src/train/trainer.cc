@@ -94,6 +94,7 @@ Result<TrainConfig> read_config(const TrainOptions& options) {
     config.flow.sample_clips = 0;
     config.evaluate.captions = 0;
     config.cascade.eval_clips = 0;
+    config.preference.eval_rollouts = 0;
   }
   if (options.steps >= 0) config.steps = options.steps;
   UF_TRY(config.validate());

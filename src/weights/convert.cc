@@ -71,7 +71,15 @@ Result<Output> plan_output(const fs::path& path, int64_t max_shard_bytes,
 Result<std::vector<TensorHeader>> plan_tensors(const Checkpoint& checkpoint,
                                                const ConvertOptions& options) {
   std::vector<TensorHeader> headers;
+  std::vector<bool> met(options.dropped.size(), false);
   for (const TensorEntry& entry : checkpoint.entries()) {
+    bool stays = true;
+    for (size_t i = 0; i < met.size(); ++i) {
+      if (!entry.name.starts_with(options.dropped[i])) continue;
+      met[i] = true;
+      stays = false;
+    }
+    if (!stays) continue;
     if (!entry.dtype()) {
       return make_status(StatusCode::kUnsupported,
                          "{}: {} has element type {}, which cannot be converted",
@@ -79,6 +87,16 @@ Result<std::vector<TensorHeader>> plan_tensors(const Checkpoint& checkpoint,
     }
     const bool cast = options.dtype && dtype_is_floating(*entry.dtype());
     headers.push_back({entry.name, cast ? *options.dtype : *entry.dtype(), entry.shape});
+  }
+  for (size_t i = 0; i < met.size(); ++i) {
+    if (met[i]) continue;
+    return make_status(StatusCode::kNotFound,
+                       "{}: no tensor begins with \"{}\", so none can be left out",
+                       checkpoint.label(), printable(options.dropped[i], 60));
+  }
+  if (headers.empty()) {
+    return make_status(StatusCode::kInvalidArgument, "{}: all of its tensors would be left out",
+                       checkpoint.label());
   }
   return headers;
 }

@@ -39,6 +39,9 @@ struct ConvertOptions {
   std::string output_wrapper;
   /// Which tensors to take, and under which names.
   CheckpointOptions input;
+  /// Of these, those whose names begin with one of `dropped` stay behind (the encoder of an
+  /// autoencoder that only decodes).
+  std::vector<std::string> dropped;
 };
 
 /// Writes the tensors of `input` (a file, an index or a folder) to `output`, whose extension names
@@ -48,8 +51,9 @@ struct ConvertOptions {
 ///
 /// `progress` counts output bytes. Fails as Checkpoint::open and LoraAdapter::open do;
 /// kInvalidArgument when the output would overwrite a file it is made from or has an unknown
-/// extension; kUnsupported for tensors of a type that cannot be converted; kMalformed when an
-/// adapter or the checkpoint to average with does not fit; kIo when writing fails; kCancelled.
+/// extension; kNotFound when a prefix to drop is no tensor's; kUnsupported for tensors of a type
+/// that cannot be converted; kMalformed when an adapter or the checkpoint to average with does not
+/// fit; kIo when writing fails; kCancelled.
 Status convert_checkpoint(const std::filesystem::path& input, const std::filesystem::path& output,
                           const ConvertOptions& options, const ProgressFn& progress = {});
 

@@ -49,7 +49,7 @@ std::map<std::string, std::vector<std::string>> all_options() {
       {"inspect", {"file", "--tensors", "--count", "--json"}},
       {"convert",
        {"input", "output", "--dtype", "--lora", "--lora-scale", "--average", "--average-share",
-        "--shard", "--key", "--output-key", "--prefix", "--no-ema", "--keep-names"}},
+        "--shard", "--key", "--output-key", "--prefix", "--drop", "--no-ema", "--keep-names"}},
       {"make-weights", {"recipe", "folder", "--seed", "--scale", "--dtype", "--no-text-encoder"}},
       {"list", {"recipe", "--json"}},
       {"doctor", {"--json"}}};

@@ -117,6 +117,23 @@ TEST_F(WeightsTest, ConvertKeepsTheTensors) {
   EXPECT_EQ(tensors("joined.safetensors"), tensors(in));
 }
 
+// Large decoders are shipped without the encoder that they were trained with.
+TEST_F(WeightsTest, StreamsNeedNoEncoder) {
+  make("w");
+  ASSERT_TRUE(is_success(load("w")));
+  const std::string before = text_of("out.y4m");
+  const std::string name = "w/tiny_autoencoder.safetensors";
+  const auto whole = std::filesystem::file_size(file(name));
+  ASSERT_TRUE(
+      is_success(run({"convert", "-q", name, "decoder.safetensors", "--drop", "encoder."})));
+  std::filesystem::rename(file("decoder.safetensors"), file(name));
+  EXPECT_LT(std::filesystem::file_size(file(name)), whole * 9 / 10);
+  ASSERT_TRUE(is_success(load("w")));
+  EXPECT_EQ(text_of("out.y4m"), before);
+  EXPECT_TRUE(is_sentence(run({"convert", "-q", name, "again.safetensors", "--drop", "encoder."}),
+                          3, "\"encoder.\""));
+}
+
 TEST_F(WeightsTest, ConvertMergesAdapters) {
   recipe_file("lora.json",
               R"({"generator": {"checkpoint": {"files": ["generator.pt"],

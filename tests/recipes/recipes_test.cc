@@ -6,6 +6,7 @@
 #include <string>
 
 #include "stream/recipe_data.h"
+#include "stream/shipped_models.h"
 #include "ultraflash/recipe.h"
 
 namespace ultraflash {
@@ -39,6 +40,18 @@ TEST(RecipeTest, SizesOfThePresets) {
   EXPECT_EQ(size("longlive-2k"), std::pair(int64_t{2496}, int64_t{1440}));
   EXPECT_EQ(size("pocket"), std::pair(int64_t{320}, int64_t{192}));
   EXPECT_EQ(size("pocket-lr"), std::pair(int64_t{160}, int64_t{96}));
+}
+
+// A clone stays small.
+TEST(RecipeTest, ShippedWeightsTakeAtMost24Megabytes) {
+  const std::filesystem::path folder = shipped_models_folder(Recipe::find("pocket")->data());
+  ASSERT_FALSE(folder.empty());
+  uint64_t bytes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() == ".safetensors") bytes += entry.file_size();
+  }
+  EXPECT_GT(bytes, 10'000'000U) << "there are no weights";
+  EXPECT_LE(bytes, 24'000'000U);
 }
 
 TEST(RecipeTest, LongLiveKeepsASinkAndAWindow) {

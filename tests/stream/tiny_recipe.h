@@ -13,7 +13,7 @@ namespace ultraflash::testing {
 /// 64x48 at scale 1, 128x96 at scale 2, random weights. `patch` is a JSON merge patch.
 inline Recipe tiny_recipe(const std::string& patch = "{}") {
   nlohmann::json recipe = nlohmann::json::parse(R"({
-    "base": "pocket", "name": "tiny",
+    "base": "pocket", "name": "tiny", "random_weights": true,
     "text": {"encoder": {"dim": 32, "dim_attn": 32, "dim_ffn": 48, "num_heads": 2, "num_layers": 1}},
     "generator": {
       "network": {"dim": 48, "ffn_dim": 64, "num_layers": 2, "num_heads": 2, "freq_dim": 16,

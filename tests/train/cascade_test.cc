@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <string>
 #include <vector>
@@ -16,9 +17,11 @@
 #include "ops/autograd/torch_tensor.h"
 #include "tiny_training.h"
 #include "train/cascade_report.h"
+#include "train/encoder_check.h"
 #include "train/generator.h"
 #include "train/pictures.h"
 #include "training_context.h"
+#include "weights/convert.h"
 
 namespace ultraflash {
 namespace {
@@ -209,6 +212,31 @@ TEST(CascadeReport, MeasuresAgainstTheTruth) {
   const RgbImage sheet = report.sheet(3);
   EXPECT_EQ(sheet.height, 112);
   EXPECT_EQ(sheet.width, 5 * 112 + 4 * 4);  // bicubic, same, noise, autoencoder, truth
+}
+
+// A file as models are shipped: the decoder alone.
+TEST(RequireEncoder, NamesAFileWithoutOne) {
+  const char* source = std::getenv("UF_SOURCE_DIR");
+  if (source == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";
+  const std::filesystem::path whole =
+      std::filesystem::path(source) / "models/pocket/tiny_autoencoder.safetensors";
+  const TrainingFolder folder("decoder_alone");
+  ConvertOptions options;
+  options.dropped = {"encoder."};
+  const std::filesystem::path part = folder / "tiny_autoencoder.safetensors";
+  ASSERT_TRUE(convert_checkpoint(whole, part, options).ok());
+  TrainContext context = make_context("pocket");
+  const DecoderSpec& spec = context.recipe.cascade(1)->decoder;
+  EXPECT_TRUE(require_encoder(context, whole.string(), spec).ok());
+  EXPECT_TRUE(require_encoder(context, "", spec).ok());
+  const Status missing = require_encoder(context, part.string(), spec);
+  EXPECT_EQ(missing.code(), StatusCode::kNotFound);
+  EXPECT_NE(missing.message().find(part.string()), std::string::npos) << missing.message();
+  EXPECT_NE(missing.message().find("without the encoder"), std::string::npos) << missing.message();
+  // What a stage above the generator says.
+  context.config.init.autoencoder = whole.string();
+  context.config.init.decoder = part.string();
+  EXPECT_EQ(PairAutoencoders::open(context, 2).status().message(), missing.message());
 }
 
 }  // namespace

@@ -44,6 +44,34 @@ TEST(MsSsim, IsOneForEqualPicturesAndFallsWithDamage) {
               std::pow(luminance, 0.3001 / (0.0448 + 0.2856 + 0.3001)), 1e-4);
 }
 
+TEST(SpectrumDistance, MeasuresWavesWhereverTheyBegin) {
+  const auto wave = [](double period, double begin, int64_t axis) {
+    const at::Tensor line =
+        0.5 + 0.2 * (at::arange(64, at::kFloat) * (2.0 * M_PI / period) + begin).sin();
+    return (axis == 1 ? line.view({1, 64, 1, 1}) : line.view({1, 1, 64, 1}))
+        .expand({1, 64, 64, 3})
+        .contiguous();
+  };
+  const at::Tensor flat = at::full({1, 64, 64, 3}, 0.5);
+  const auto distance = [](const at::Tensor& a, const at::Tensor& b) {
+    return spectrum_distance(a, b).item<double>();
+  };
+  for (const int64_t axis : {1, 2}) {
+    const double missing = distance(wave(8.0, 0.0, axis), flat);
+    EXPECT_GT(missing, 2.0 * 0.2 * 0.9);
+    EXPECT_LT(missing, 3.0 * 0.2 * 1.1);
+    EXPECT_LT(distance(wave(8.0, 0.0, axis), wave(8.0, 1.3, axis)), 0.05 * missing);
+    EXPECT_GT(distance(wave(8.0, 0.0, axis), wave(4.0, 0.0, axis)), 1.5 * missing);
+  }
+  EXPECT_GT(distance(wave(8.0, 0.0, 1), wave(8.0, 0.0, 2)), 0.6);
+  at::Tensor weak = flat + 0.1 * (wave(8.0, 0.4, 2) - 0.5);
+  weak.set_requires_grad(true);
+  spectrum_distance(weak, wave(8.0, 0.0, 2)).backward();
+  // Down the slope the weak wave grows.
+  EXPECT_LT((weak.grad() * (wave(8.0, 0.4, 2) - 0.5)).sum().item<double>(), 0.0);
+  EXPECT_EQ(distance(flat.narrow(1, 0, 10), flat.narrow(1, 0, 10)), 0.0);  // smaller than a window
+}
+
 TEST(Windows, LieAroundTheDetail) {
   at::Tensor x = at::zeros({2, 64, 96, 3});
   at::manual_seed(2);

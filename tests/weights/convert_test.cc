@@ -48,6 +48,24 @@ TEST(ConvertTest, CastsFloatingTensors) {
   }
 }
 
+TEST(ConvertTest, LeavesOutWhatIsDropped) {
+  const TempFolder folder;
+  ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));
+  ConvertOptions options;
+  options.dropped = {"blocks.0.q.w", "step"};
+  ASSERT_OK(convert_checkpoint(folder / "a.safetensors", folder / "b.safetensors", options));
+  const auto out = Checkpoint::open(folder / "b.safetensors");
+  ASSERT_OK(out.status());
+  ASSERT_EQ(out->entries().size(), 1U);
+  EXPECT_TRUE(same_bits(*out->tensor("blocks.0.q.bias"), model()[1].tensor));
+  options.dropped = {"blocks.", "head."};
+  expect_failure(convert_checkpoint(folder / "a.safetensors", folder / "c.safetensors", options),
+                 StatusCode::kNotFound, {"a.safetensors", "head."});
+  options.dropped = {"blocks.", "steps"};
+  expect_failure(convert_checkpoint(folder / "a.safetensors", folder / "c.safetensors", options),
+                 StatusCode::kInvalidArgument, {"a.safetensors", "all of its tensors"});
+}
+
 TEST(ConvertTest, CutsIntoShards) {
   const TempFolder folder;
   ASSERT_OK(save_safetensors(folder / "a.safetensors", model()));

@@ -12,6 +12,7 @@
 
 #include "media/frame_sink.h"
 #include "media/image.h"
+#include "train/eval/comparison.h"
 #include "train/eval/evaluate.h"
 #include "train/world/render.h"
 
@@ -197,6 +198,49 @@ TEST_F(EvalFolder, MeasuresFilesOfOurEncoder) {
   ASSERT_TRUE(sheet.ok()) << sheet.status().message();
   EXPECT_EQ(sheet->width, 6 * 320 + 7 * 4);
   EXPECT_EQ(sheet->height, 5 * 192 + 6 * 4);
+}
+
+// The same scenes at 160x96 and at 480x288: an object in each cell, and only the large pictures
+// have fine detail.
+TEST_F(EvalFolder, ComparesFoldersSideBySide) {
+  if (available_video_encoders().empty()) GTEST_SKIP() << "this build writes no MP4 files";
+  EvalSetOptions set;
+  set.count = 8;
+  set.seed = 5;
+  set.frames = 32;
+  ComparisonOptions options;
+  for (const int64_t scale : {1, 3}) {
+    set.folder = (folder_ / std::to_string(scale)).string();
+    set.render_scale = scale;
+    const Status written = write_eval_set(set);
+    ASSERT_TRUE(written.ok()) << written.message();
+    options.folders.push_back(set.folder);
+  }
+  options.at = 1.0;
+  options.clips = 3;
+  const Result<RgbImage> sheet = comparison_sheet(options);
+  ASSERT_TRUE(sheet.ok()) << sheet.status().message();
+  const int64_t side = 56 * 3;
+  ASSERT_EQ(sheet->width, 2 * side + 3 * 4);
+  ASSERT_EQ(sheet->height, 3 * side + 4 * 4);
+  const auto detail = [&](int64_t column, int64_t row) {
+    double sum = 0.0;
+    for (int64_t y = 0; y < side; ++y) {
+      const uint8_t* const line =
+          sheet->pixels.data() +
+          3 * ((4 + row * (side + 4) + y) * sheet->width + 4 + column * (side + 4));
+      for (int64_t x = 0; x < 3 * (side - 1); ++x) {
+        sum += std::abs(static_cast<double>(line[x + 3]) - static_cast<double>(line[x]));
+      }
+    }
+    return sum;
+  };
+  for (int64_t row = 0; row < 3; ++row) {
+    EXPECT_GT(detail(1, row), 1.5 * detail(0, row)) << row;
+    EXPECT_GT(detail(1, row), 1e4) << "there is no object";
+  }
+  options.at = 100.0;
+  EXPECT_EQ(comparison_sheet(options).status().code(), StatusCode::kNotFound);
 }
 
 // One video is missing and one is none: both are named and have nothing right.

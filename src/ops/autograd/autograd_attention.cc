@@ -138,7 +138,7 @@ const at::Tensor& AutogradExecutor::rotary(const TokenGrid& grid, int64_t head_d
   if (found != rotary_.end()) return found->second;
   constexpr size_t kLargest =
       256;  // grids of a training run are few; a long stream has many places
-  if (rotary_.size() >= kLargest) rotary_.clear();
+  if (rotary_.size() >= kLargest && !keep_tables_) rotary_.clear();
   const int64_t spatial = 2 * (head_dim / 6);
   const int64_t widths[3] = {head_dim - 2 * spatial, spatial, spatial};
   at::Tensor factors = at::empty({grid.tokens(), 1, head_dim / 2}, at::kComplexFloat);

@@ -127,14 +127,24 @@ Tensor AutogradExecutor::do_unpatchify(const Tensor& tokens, const TokenGrid& gr
 }
 
 Tensor AutogradExecutor::do_sinusoid(std::span<const double> timesteps, int64_t dim) {
-  at::Tensor t = at::empty({static_cast<int64_t>(timesteps.size()), 1}, at::kDouble);
-  std::copy(timesteps.begin(), timesteps.end(), t.data_ptr<double>());
-  at::Tensor scale = at::empty({dim / 2}, at::kDouble);
-  for (int64_t i = 0; i < dim / 2; ++i) {
-    scale.data_ptr<double>()[i] =
-        std::pow(10000.0, static_cast<double>(i) / static_cast<double>(dim / 2));
+  at::Tensor t = device_timesteps_;
+  if (!t.defined()) {
+    t = at::empty({static_cast<int64_t>(timesteps.size())}, at::kDouble);
+    std::copy(timesteps.begin(), timesteps.end(), t.data_ptr<double>());
+    t = t.to(torch_device_);
   }
-  const at::Tensor angle = t.to(torch_device_) / scale.to(torch_device_);
+  UF_CHECK(t.numel() == static_cast<int64_t>(timesteps.size()) && t.scalar_type() == at::kDouble,
+           "{} timesteps of the device for {} of the host", t.numel(), timesteps.size());
+  at::Tensor& scale = wavelengths_[dim];
+  if (!scale.defined()) {
+    at::Tensor host = at::empty({dim / 2}, at::kDouble);
+    for (int64_t i = 0; i < dim / 2; ++i) {
+      host.data_ptr<double>()[i] =
+          std::pow(10000.0, static_cast<double>(i) / static_cast<double>(dim / 2));
+    }
+    scale = host.to(torch_device_);
+  }
+  const at::Tensor angle = t.reshape({-1, 1}) / scale;
   return from_torch(at::cat({at::cos(angle), at::sin(angle)}, 1).to(at::kFloat));
 }
 

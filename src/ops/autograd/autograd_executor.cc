@@ -18,6 +18,29 @@ std::unique_ptr<Executor> make_autograd_executor(const AutogradOptions& options)
   return std::make_unique<autograd::AutogradExecutor>(options);
 }
 
+namespace {
+
+autograd::AutogradExecutor& training_executor(Executor& executor) {
+  auto* const result = dynamic_cast<autograd::AutogradExecutor*>(&executor);
+  UF_CHECK(result != nullptr, "{} is not the executor of training", executor.description());
+  return *result;
+}
+
+}  // namespace
+
+void drop_conversions(Executor& executor, bool frozen) {
+  training_executor(executor).drop_conversions(frozen);
+}
+
+void keep_tables(Executor& executor) { training_executor(executor).keep_tables(); }
+
+DeviceTimesteps::DeviceTimesteps(Executor& executor, const at::Tensor& timesteps)
+    : executor_(training_executor(executor)) {
+  executor_.set_device_timesteps(timesteps);
+}
+
+DeviceTimesteps::~DeviceTimesteps() { executor_.set_device_timesteps({}); }
+
 namespace autograd {
 namespace {
 
@@ -88,16 +111,37 @@ const at::Tensor& TorchWeight::resolve(Joined& joined) const {
   return joined.value;
 }
 
+void TorchWeight::drop(bool frozen) const {
+  for (Joined* joined : {&weight_, &bias_}) {
+    bool learns = false;
+    for (const Tensor& part : joined->parts) learns = learns || to_torch(part).requires_grad();
+    if (!learns && !frozen) continue;
+    joined->key.clear();
+    joined->value.reset();
+  }
+}
+
+void AutogradExecutor::drop_conversions(bool frozen) {
+  std::erase_if(weights_, [](const auto& weight) { return weight.expired(); });
+  for (const auto& weight : weights_) {
+    if (const auto held = weight.lock()) held->drop(frozen);
+  }
+}
+
 void AutogradExecutor::do_prepare(Linear& linear, const PrepareOptions& options) {
-  linear.prepared =
+  const auto weight =
       std::make_shared<TorchWeight>(linear.weights, linear.biases, options.compute, torch_device_);
+  weights_.push_back(weight);
+  linear.prepared = weight;
 }
 
 void AutogradExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
   std::vector<Tensor> biases;
   if (conv.bias.defined()) biases.push_back(conv.bias);
-  conv.prepared = std::make_shared<TorchWeight>(std::vector<Tensor>{conv.weight}, biases,
-                                                options.compute, torch_device_);
+  const auto weight = std::make_shared<TorchWeight>(std::vector<Tensor>{conv.weight}, biases,
+                                                    options.compute, torch_device_);
+  weights_.push_back(weight);
+  conv.prepared = weight;
 }
 
 // --- memory ------------------------------------------------------------------------------------

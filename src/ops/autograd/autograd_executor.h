@@ -8,12 +8,18 @@
 // Operations record a graph where libtorch's grad mode is on (at::NoGradGuard turns it off).
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <memory>
 
 #include "ops/executor.h"
 
 namespace ultraflash {
+
+namespace autograd {
+class AutogradExecutor;
+}
 
 struct AutogradOptions {
   Device device;
@@ -26,5 +32,25 @@ struct AutogradOptions {
 
 /// Throws Error(kUnsupported) when this libtorch or machine lacks the device.
 std::unique_ptr<Executor> make_autograd_executor(const AutogradOptions& options);
+
+/// Forgets conversions of weights, so that the next use makes them anew: of those that take
+/// gradients, or with `frozen` of all. `executor` is one of make_autograd_executor().
+void drop_conversions(Executor& executor, bool frozen);
+/// From now on tables (of positions and masks) stay, whatever their number: recorded work reads
+/// them.
+void keep_tables(Executor& executor);
+
+/// While it lives, sinusoid() has its timesteps from a tensor on the device, f64 of as many
+/// elements as the host's, instead of from the host, which recorded work could not see change.
+class DeviceTimesteps {
+ public:
+  DeviceTimesteps(Executor& executor, const at::Tensor& timesteps);
+  DeviceTimesteps(const DeviceTimesteps&) = delete;
+  DeviceTimesteps& operator=(const DeviceTimesteps&) = delete;
+  ~DeviceTimesteps();
+
+ private:
+  autograd::AutogradExecutor& executor_;
+};
 
 }  // namespace ultraflash

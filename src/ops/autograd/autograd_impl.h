@@ -28,6 +28,8 @@ class TorchWeight final : public PreparedWeight {
   const at::Tensor& weight() const { return resolve(weight_); }
   /// Undefined without bias.
   const at::Tensor& bias() const { return resolve(bias_); }
+  /// Forgets the last conversion if the parts take gradients, or whatever they are.
+  void drop(bool frozen) const;
 
  private:
   struct Joined {
@@ -53,6 +55,9 @@ class AutogradExecutor : public Executor {
   void synchronize() override;
   void update_place(ChunkPlace& /*place*/) override {}
   void update_place(GroupPlace& /*place*/) override {}
+  void drop_conversions(bool frozen);
+  void keep_tables() { keep_tables_ = true; }
+  void set_device_timesteps(const at::Tensor& timesteps) { device_timesteps_ = timesteps; }
 
  protected:
   Tensor do_empty(DType dtype, const Shape& shape) override;
@@ -130,8 +135,12 @@ class AutogradExecutor : public Executor {
 
   AutogradOptions options_;
   at::Device torch_device_;
+  std::vector<std::weak_ptr<const TorchWeight>> weights_;  // all that were prepared
   std::map<std::array<int64_t, 6>, at::Tensor> rotary_;
   std::map<std::array<int64_t, 6>, BlockTables> block_tables_;
+  bool keep_tables_ = false;
+  std::map<int64_t, at::Tensor> wavelengths_;  // of sinusoid(), by dim: f64 [dim / 2]
+  at::Tensor device_timesteps_;                // see DeviceTimesteps
 };
 
 /// A handle on a contiguous tensor, as results are: where axes of size 1 allow it, libtorch's

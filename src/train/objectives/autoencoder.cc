@@ -17,11 +17,13 @@
 #include "ops/autograd/torch_tensor.h"
 #include "train/cascade.h"
 #include "train/device_clips.h"
+#include "train/encoder_check.h"
 #include "train/generator.h"
 #include "train/objective.h"
 #include "train/patch_discriminator.h"
 #include "train/pictures.h"
 #include "train/prefetcher.h"
+#include "train/step_graph.h"
 #include "train/world/render.h"
 
 namespace ultraflash {
@@ -32,6 +34,7 @@ constexpr uint64_t kCropSeed = 0x63726f70;
 constexpr double kAside = 0.5;  // of a crop's size, how far an object may be from its middle
 constexpr int64_t kSmallDraw = 1;
 constexpr int64_t kPixelsPerLatent = 8;
+constexpr int64_t kEnds = 5;  // the first and last frames of a clip are a fifth of it
 
 struct PictureBatch {
   at::Tensor clips;  // u8 [batch, frames, height, width, 3], pinned when the device is a GPU
@@ -95,6 +98,7 @@ class AutoencoderObjective final : public Objective {
   }
 
   Status start(int64_t first_step) override {
+    graphs_ = StepGraphs::open(context_);
     batches_ = std::make_unique<Prefetcher<PictureBatch>>(
         [this](int64_t step) { return make_batch(step); }, first_step, context_.workers(),
         context_.prefetch());
@@ -104,20 +108,55 @@ class AutoencoderObjective final : public Objective {
   void step(int64_t step, double lr_factor, Meter& meter) override {
     const AutoencoderConfig& c = context_.config.autoencoder;
     const PictureBatch batch = batches_->next();
-    const at::Tensor clips = batch.windows.empty()
-                                 ? batch.clips.to(context_.device, /*non_blocking=*/true)
-                                 : draw_scenes(context_, batch.clips, batch.windows);
+    const at::Tensor clips =
+        batch.windows.empty() ? batch.clips : draw_scenes(context_, batch.clips, batch.windows);
     context_.seed_step(step);
+    const Pass pass{scale_of(step), from_small(step),
+                    discriminator_ && context_.progress >= c.gan_after};
+    const StepResult result =
+        graphs_->run(pass.name(), *trained_.parameters, {clips},
+                     [&](const std::vector<at::Tensor>& inputs) { return learn(pass, inputs[0]); });
+    result.report(meter);
+    const at::Tensor norm = trained_.update(lr_factor);
+    if (discriminator_ && context_.progress >= c.gan_critic_after) {
+      const StepResult taught_result =
+          graphs_->run("discriminator", *trained_discriminator_.parameters, result.tensors,
+                       [&](const std::vector<at::Tensor>& inputs) {
+                         return teach_discriminator(inputs[0], inputs[1]);
+                       });
+      taught_result.report(meter);
+      const OptimizerConfig& critic = context_.config.critic_optimizer;
+      (void)trained_discriminator_.update(
+          learning_rate_factor(critic, trained_discriminator_.updates, context_.progress));
+    }
+    meter.add("gradient_norm", norm);
+  }
+
+  // What one forward and backward pass does, beside its clips.
+  struct Pass {
+    int64_t scale = 1;
+    bool upsampled = false;  // decodes what an upsampler makes of the small clips
+    bool judged = false;     // the discriminator has a part in the loss
+    [[nodiscard]] std::string name() const {
+      return fmt::format("{}x{}{}", scale, upsampled ? " upsampled" : "", judged ? " judged" : "");
+    }
+  };
+
+  // `clips`: u8 [b, t, h, w, 3]. Leaves the pictures and the true ones where the discriminator
+  // learns from them.
+  StepResult learn(const Pass& pass, const at::Tensor& clips) const {
+    const AutoencoderConfig& c = context_.config.autoencoder;
+    StepResult result;
     const at::Tensor target = clips.to(at::kFloat).div_(255.0);  // [b, t, h, w, 3]
-    at::Tensor latent = from_small(step) ? enlarged(step, target) : encoded(encoder_, target);
+    at::Tensor latent = pass.upsampled ? enlarged(pass.scale, target) : encoded(encoder_, target);
     at::Tensor loss = at::zeros({}, context_.f32());
     if (trains_encoder()) {
       const at::Tensor mean = latent.mean({0, 1, 2, 3});
       const at::Tensor variance = latent.var({0, 1, 2, 3}, /*correction=*/0) + 1e-6;
       const at::Tensor kl = 0.5 * (mean.square() + variance - variance.log() - 1.0).mean();
       loss = loss + c.latent_kl * kl;
-      meter.add("latent_kl", kl);
-      meter.add("latent_std", variance.detach().mean().sqrt());
+      result.add("latent_kl", kl);
+      result.add("latent_std", variance.detach().mean().sqrt());
     }
     if (c.latent_noise > 0.0) latent = latent + c.latent_noise * at::randn_like(latent);
     const int64_t trim = spec_->tiny.frames_to_trim();
@@ -139,17 +178,19 @@ class AutoencoderObjective final : public Objective {
     if (c.temporal > 0.0 && error.size(1) > 1) {
       loss = loss + c.temporal * difference(error, 1).abs().mean();
     }
-    if (c.teacher > 0.0) loss = loss + c.teacher * (y - taught(target)).abs().mean();
-    if (discriminator_ && context_.progress >= c.gan_after) {
-      loss = loss + adversarial(y, x, meter);
+    if (c.spectrum > 0.0) {
+      const at::Tensor spectrum = spectrum_distance(y.flatten(0, 1), x.flatten(0, 1));
+      loss = loss + c.spectrum * spectrum;
+      result.add("spectrum", spectrum);
     }
+    if (c.teacher > 0.0) loss = loss + c.teacher * (y - taught(target)).abs().mean();
+    if (pass.judged) loss = loss + adversarial(y, x, result);
     loss.backward();
-    const at::Tensor norm = trained_.update(lr_factor);
-    if (discriminator_ && context_.progress >= c.gan_critic_after) teach_discriminator(y, x, meter);
-    meter.add("loss", loss);
-    meter.add("l1", l1);
-    meter.add(fmt::format("mse_{}x", scale_of(step)), mse);
-    meter.add("gradient_norm", norm);
+    result.add("loss", loss);
+    result.add("l1", l1);
+    result.add(fmt::format("mse_{}x", pass.scale), mse);
+    if (discriminator_) result.tensors = {y.detach(), x};
+    return result;
   }
 
   Measures evaluate() override {
@@ -163,18 +204,27 @@ class AutoencoderObjective final : public Objective {
     scales.erase(std::unique(scales.begin(), scales.end()), scales.end());
     for (const int64_t scale : scales) {
       const at::Tensor& clips = eval_clips(scale);
+      const auto count = static_cast<double>(clips.size(0));
       double sum = 0.0;
       double worst = 1e9;
+      double first = 0.0;
+      double last = 0.0;
       for (int64_t i = 0; i < clips.size(0); ++i) {
         const at::Tensor x = clips.narrow(0, i, 1).to(context_.device).to(at::kFloat).div_(255.0);
         const at::Tensor y = reconstruct(x);
-        const at::Tensor error = y - x.narrow(1, x.size(1) - y.size(1), y.size(1));
-        const double value = psnr(error.square().mean().item<double>());
-        sum += value / static_cast<double>(clips.size(0));
+        const at::Tensor error = (y - x.narrow(1, x.size(1) - y.size(1), y.size(1))).square();
+        const double value = psnr(error.mean().item<double>());
+        sum += value / count;
         worst = std::min(worst, value);
+        const int64_t part = (error.size(1) + kEnds - 1) / kEnds;
+        first += psnr(error.narrow(1, 0, part).mean().item<double>()) / count;
+        last += psnr(error.narrow(1, error.size(1) - part, part).mean().item<double>()) / count;
       }
       measures.emplace_back(fmt::format("psnr_{}x", scale), sum);
       measures.emplace_back(fmt::format("psnr_worst_{}x", scale), worst);
+      // Of the first and the last fifth: equal where nothing drifts.
+      measures.emplace_back(fmt::format("psnr_first_{}x", scale), first);
+      measures.emplace_back(fmt::format("psnr_last_{}x", scale), last);
     }
     // Statistics of the latents at the base size.
     const at::Tensor x = eval_clips(scales[0]).to(context_.device).to(at::kFloat).div_(255.0);
@@ -217,6 +267,9 @@ class AutoencoderObjective final : public Objective {
       encoder = TinyEncoder::bind(std::move(loader), *spec_->tiny_encoder, spec_->tiny.memory_init);
     };
     const bool anew = !small && init.decoder.empty();
+    if (joint_ && !anew) {
+      UF_TRY(require_encoder(context_, small ? init.autoencoder : init.decoder, *spec_));
+    }
     if (joint_ && anew) {
       UF_TRY(bind_network(context_, set, init.autoencoder, base.decoder.checkpoint, {"decoder."},
                           bind_encoder));
@@ -273,12 +326,12 @@ class AutoencoderObjective final : public Objective {
   }
   // The discriminator's part of the loss. Its gradient is taken here, at the pictures alone:
   // nothing of it reaches the discriminator's weights.
-  at::Tensor adversarial(const at::Tensor& y, const at::Tensor& x, Meter& meter) const {
+  at::Tensor adversarial(const at::Tensor& y, const at::Tensor& x, StepResult& result) const {
     const AutoencoderConfig& c = context_.config.autoencoder;
     const at::Tensor pictures = y.detach().requires_grad_(true);
     const PatchDiscriminator::Output fake = discriminator_->run(pictures);
     const at::Tensor passing = passing_loss(fake);
-    meter.add("gan", passing);
+    result.add("gan", passing);
     at::Tensor loss = c.gan * passing;
     if (c.gan_features > 0.0) {
       PatchDiscriminator::Output real;
@@ -287,19 +340,18 @@ class AutoencoderObjective final : public Objective {
         real = discriminator_->run(x);
       }
       const at::Tensor features = feature_distance(real, fake);
-      meter.add("gan_features", features);
+      result.add("gan_features", features);
       loss = loss + c.gan_features * features;
     }
     const at::Tensor slope = torch::autograd::grad({loss}, {pictures})[0];
     return loss.detach() + (slope * (y - y.detach())).sum();
   }
-  void teach_discriminator(const at::Tensor& y, const at::Tensor& x, Meter& meter) {
-    const at::Tensor loss = hinge_loss(discriminator_->run(x), discriminator_->run(y.detach()));
+  StepResult teach_discriminator(const at::Tensor& y, const at::Tensor& x) const {
+    StepResult result;
+    const at::Tensor loss = hinge_loss(discriminator_->run(x), discriminator_->run(y));
     loss.backward();
-    meter.add("discriminator", loss);
-    const OptimizerConfig& critic = context_.config.critic_optimizer;
-    (void)trained_discriminator_.update(
-        learning_rate_factor(critic, trained_discriminator_.updates, context_.progress));
+    result.add("discriminator", loss);
+    return result;
   }
   // What the autoencoder of scale 1 shows.
   [[nodiscard]] at::Tensor taught(const at::Tensor& pictures) const {
@@ -311,9 +363,8 @@ class AutoencoderObjective final : public Objective {
            StepRandom::shared(context_, step, kSmallDraw).uniform() <
                context_.config.autoencoder.upsampled_share;
   }
-  at::Tensor enlarged(int64_t step, const at::Tensor& pictures) const {
+  at::Tensor enlarged(int64_t scale, const at::Tensor& pictures) const {
     const at::NoGradGuard no_grad;
-    const int64_t scale = scale_of(step);
     const at::Tensor small =
         resized(pictures, pictures.size(2) / scale, pictures.size(3) / scale, ResizeFilter::kArea);
     return upsamplers_.at(scale).run_window(context_, base_.encode(context_, small * 255.0), 0);
@@ -411,6 +462,7 @@ class AutoencoderObjective final : public Objective {
   TinyDecoder decoder_, averaged_decoder_;
   std::unique_ptr<TrainingClips> clips_, unseen_;
   std::map<int64_t, at::Tensor> eval_;
+  std::unique_ptr<StepGraphs> graphs_;
   std::unique_ptr<Prefetcher<PictureBatch>> batches_;  // last: its threads use all of the above
 };
 

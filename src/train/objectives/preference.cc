@@ -41,6 +41,7 @@ enum : int64_t {
   kEvalNoise = 6
 };
 constexpr int64_t kEvalBatch = 4;  // streams that are measured at once
+constexpr int64_t kEvalGroups = 10;
 
 class PreferenceObjective final : public Objective {
  public:
@@ -368,8 +369,19 @@ class PreferenceObjective final : public Objective {
     }
     unseen_text_ = to_torch(data_->text().run(context_, CaptionTokenizer::batch(rows)));
     // Group numbers of training are not negative and small.
-    unseen_low_ = draw_streams(context_, generator_, plan_, from_torch(unseen_text_),
-                               context_.config.bank.latent_frames, int64_t{1} << 40, kEvalStreams);
+    unseen_low_ = draw_streams(context_, generator_, plan_, from_torch(unseen_text_), eval_frames(),
+                               int64_t{1} << 40, kEvalStreams);
+  }
+
+  // Long enough to drift, where the generator's cache has no end.
+  [[nodiscard]] int64_t eval_frames() const {
+    const int64_t frames = context_.config.bank.latent_frames;
+    if (plan_.window_frames == 0) return frames;
+    int64_t group = 1;
+    for (const RefinerData::Size& size : data_->sizes()) {
+      group = std::max(group, group_frames(*context_.recipe.cascade(size.scale)->refiner));
+    }
+    return std::max(frames, kEvalGroups * group);
   }
 
   // Fixed pairs: the better result, and what the student made when the stage began.
@@ -483,7 +495,7 @@ class PreferenceObjective final : public Objective {
   std::optional<RewardNetwork> judge_;
   std::unique_ptr<RefinerData> data_;
   std::unique_ptr<RolloutBank> rollouts_;
-  at::Tensor unseen_low_;   // f32 [eval_rollouts, bank.latent_frames, h, w, c]
+  at::Tensor unseen_low_;   // f32 [eval_rollouts, eval_frames(), h, w, c]
   at::Tensor unseen_text_;  // embeddings of them
 };
 

@@ -1,10 +1,13 @@
 // The super-resolution transformer, from a text-to-video one: it learns the flow of large latents
 // with the upsampled small ones as condition, under dense chunk-causal attention.
 // ultra-flash-training section 2.
+#include "diffusion/flow_match.h"
+#include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
 #include "train/objective.h"
 #include "train/refiner_data.h"
 #include "train/step_cost.h"
+#include "train/step_graph.h"
 
 namespace ultraflash {
 namespace {
@@ -35,6 +38,7 @@ class SrObjective final : public Objective {
   std::vector<TrainedSet*> sets() override { return {&trained_}; }
 
   Status start(int64_t first_step) override {
+    graphs_ = StepGraphs::open(context_);
     data_->fill(first_step);
     return {};
   }
@@ -42,18 +46,45 @@ class SrObjective final : public Objective {
   void step(int64_t step, double lr_factor, Meter& meter) override {
     const TrainConfig& config = context_.config;
     data_->advance(step);
-    const RefinerData::Batch batch = data_->sample(step, config.cascade.frames, /*may_drop=*/true);
+    const RefinerData::Size& size = data_->of_step(step);
+    const RefinerData::Draw drawn = data_->draw(step, config.cascade.frames, /*may_drop=*/true);
+    const StepResult condition =
+        graphs_->run(fmt::format("condition {}x after {} frames", size.scale, drawn.lead),
+                     {drawn.low, drawn.noise, drawn.kept}, [&](const std::vector<at::Tensor>& x) {
+                       StepResult result;
+                       result.tensors = {data_->condition(size, drawn.lead, x[0], x[1], x[2])};
+                       return result;
+                     });
     const std::vector<double> sigmas = data_->draw_sigmas(step);
-    const RefinerNetwork& network = refiner_.at(data_->of_step(step).scale);
-    const at::Tensor noise = at::randn_like(batch.z);
-    const at::Tensor x = add_noise(batch.z, noise, sigma_tensor(context_, sigmas, config.batch));
-    const TextKv text = network.text(context_, batch.embeddings);
-    const at::Tensor v = network.dense(context_, x, batch.y, sigmas, text);
-    const at::Tensor loss = (v - (noise - batch.z)).square().mean();
-    loss.backward();
-    meter.add("loss", loss);
-    if (!data_->one_size()) meter.add(fmt::format("loss_{}x", data_->of_step(step).scale), loss);
+    const StepResult result =
+        graphs_->run(fmt::format("flow {}x", size.scale), *trained_.parameters,
+                     {drawn.z, condition.tensors[0], to_torch(drawn.embeddings),
+                      at::tensor(sigmas, at::kDouble)},
+                     [&](const std::vector<at::Tensor>& x) { return learn(size.scale, x); });
+    result.report(meter);
+    if (!data_->one_size()) {
+      meter.add(fmt::format("loss_{}x", size.scale), result.scalars[0].second);
+    }
     meter.add("gradient_norm", trained_.update(lr_factor));
+  }
+
+  // The true latents, the condition, the text's embeddings, and f64 [batch] sigmas.
+  [[nodiscard]] StepResult learn(int64_t scale, const std::vector<at::Tensor>& inputs) const {
+    const at::Tensor& z = inputs[0];
+    const at::Tensor& sigma = inputs[3];
+    const RefinerNetwork& network = refiner_.at(scale);
+    const at::Tensor noise = at::randn_like(z);
+    const at::Tensor x = add_noise(z, noise, sigma.to(at::kFloat).view({-1, 1, 1, 1, 1}));
+    const TextKv text = network.text(context_, from_torch(inputs[2]));
+    const DeviceTimesteps timesteps(context_.ops(),
+                                    sigma * static_cast<double>(FlowMatchSchedule::kSteps));
+    const std::vector<double> as_many(static_cast<size_t>(z.size(0)), 0.0);
+    const at::Tensor v = network.dense(context_, x, inputs[1], as_many, text);
+    const at::Tensor loss = (v - (noise - z)).square().mean();
+    loss.backward();
+    StepResult result;
+    result.add("loss", loss);
+    return result;
   }
 
   [[nodiscard]] double step_cost() const override {
@@ -91,6 +122,7 @@ class SrObjective final : public Objective {
   Refiner refiner_, averaged_;
   TrainedSet trained_;
   std::unique_ptr<RefinerData> data_;
+  std::unique_ptr<StepGraphs> graphs_;
 };
 
 }  // namespace

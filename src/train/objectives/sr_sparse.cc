@@ -5,6 +5,7 @@
 // that learns the student's output (fake) score what it makes. A learned reward may join
 // (reward.h).
 #include <algorithm>
+#include <set>
 
 #include "ops/autograd/torch_tensor.h"
 #include "train/distillation.h"
@@ -91,11 +92,25 @@ class SrSparseObjective final : public Objective {
     return sum / static_cast<double>(c.group_frames.size());
   }
 
+  // All from one noise. "dense" is the student with dense attention; "teacher" is the real score
+  // with the steps of config.flow, "teacher_one_step" with one. These two do not change and are
+  // drawn once.
   Measures evaluate() override {
     averaged_.parameters->assign(trained_.best());
-    return data_->evaluate(
-        [&](int64_t scale, const at::Tensor& y, const Tensor& embeddings,
-            const RefinerData::Add& add) { add("refined", stream(scale, y, embeddings)); });
+    return data_->evaluate([&](int64_t scale, const at::Tensor& y, const Tensor& embeddings,
+                               const RefinerData::Add& add) {
+      const FlowConfig& flow = context_.config.flow;
+      const at::Tensor noise = at::randn_like(y);
+      add("refined", stream(scale, noise, y, embeddings));
+      const RefinerNetwork& network = averaged_.at(scale);
+      add("dense", network.sample(context_, noise, y, network.text(context_, embeddings), 1, 1.0));
+      if (!matching_ || !teacher_shown_.insert(scale).second) return;
+      const RefinerNetwork& teacher = scores_->real().at(scale);
+      const TextKv text = teacher.text(context_, embeddings);
+      add("teacher",
+          teacher.sample(context_, noise, y, text, flow.sample_steps, flow.sample_shift));
+      add("teacher_one_step", teacher.sample(context_, noise, y, text, 1, 1.0));
+    });
   }
 
   std::optional<RgbImage> sheet() override { return data_->sheet(); }
@@ -185,7 +200,7 @@ class SrSparseObjective final : public Objective {
       const DecodedPair pictures =
           decode_pair(context_, data_->of_step(step).autoencoders.large, x, z, c.picture_clips,
                       c.picture_frames, step, kPictureDraw);
-      const at::Tensor picture = picture_distance(pictures);
+      const at::Tensor picture = picture_distance(pictures, context_.config.cascade.spectrum);
       loss = loss + c.picture * picture;
       meter.add("picture", picture);
       if (reward_) {
@@ -211,12 +226,13 @@ class SrSparseObjective final : public Objective {
   }
 
   // Clips as a stream makes them, in the recipe's groups.
-  at::Tensor stream(int64_t scale, const at::Tensor& y, const Tensor& embeddings) const {
+  at::Tensor stream(int64_t scale, const at::Tensor& noise, const at::Tensor& y,
+                    const Tensor& embeddings) const {
     const RefinerNetwork& network = averaged_.at(scale);
     const RefinerSpec& spec = *context_.recipe.cascade(scale)->refiner;
     const int64_t group = spec.group_chunks * context_.recipe.generator.frames_per_chunk;
-    return refine_stream(context_, network, network.text(context_, embeddings), at::randn_like(y),
-                         y, group, spec.kv_len, KvSchedule::kFull);
+    return refine_stream(context_, network, network.text(context_, embeddings), noise, y, group,
+                         spec.kv_len, KvSchedule::kFull);
   }
 
   TrainContext& context_;
@@ -226,6 +242,7 @@ class SrSparseObjective final : public Objective {
   std::unique_ptr<RefinerScores> scores_;  // null: no distribution matching
   std::unique_ptr<RewardTerm> reward_;     // null: none
   std::unique_ptr<RefinerData> data_;
+  std::set<int64_t> teacher_shown_;  // scales whose report has the teacher's results
 };
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "train/objective.h"
 #include "train/pictures.h"
 #include "train/step_cost.h"
+#include "train/step_graph.h"
 
 namespace ultraflash {
 namespace {
@@ -57,6 +58,7 @@ class UpsamplerObjective final : public Objective {
   std::vector<TrainedSet*> sets() override { return {&trained_}; }
 
   Status start(int64_t first_step) override {
+    graphs_ = StepGraphs::open(context_);
     bank_->fill(first_step);
     return {};
   }
@@ -68,31 +70,51 @@ class UpsamplerObjective final : public Objective {
     const StreamWindow window =
         StreamWindow::draw(context_, step, kWindowDraw, upsampler_.reach(), config.cascade.frames);
     const PairBatch batch = bank_->sample(step, config.batch, 0.0, window.range());
-    const auto shown = [&](const at::Tensor& x) { return x.narrow(1, window.lead, window.frames); };
-    const at::Tensor z = shown(batch.high);
-    const at::Tensor l = input(step, batch);
-    const at::Tensor u = upsampler_.run_window(context_, l, window.lead);
+    std::vector<at::Tensor> inputs = {batch.high, input(step, batch)};
+    const bool pictures =
+        c.picture > 0.0 && !clips_->encoded() && context_.progress >= c.picture_after;
+    if (pictures) {
+      inputs.push_back(
+          PairWindow::draw(context_, window.frames, c.picture_frames, step, kPictureDraw).places());
+    }
+    const StepResult result = graphs_->run(
+        fmt::format("after {} frames{}", window.lead, pictures ? ", with pictures" : ""),
+        *trained_.parameters, inputs,
+        [&](const std::vector<at::Tensor>& x) { return learn(window.lead, x); });
+    result.report(meter);
+    meter.add("gradient_norm", trained_.update(lr_factor));
+  }
+
+  // Large and small latents of a window after `lead` frames, and the places of frames to decode, if
+  // there are any.
+  [[nodiscard]] StepResult learn(int64_t lead, const std::vector<at::Tensor>& inputs) const {
+    const UpsamplerConfig& c = context_.config.upsampler;
+    StepResult result;
+    const auto shown = [&](const at::Tensor& x) { return x.narrow(1, lead, x.size(1) - lead); };
+    const at::Tensor z = shown(inputs[0]);
+    const at::Tensor& l = inputs[1];
+    const at::Tensor u = upsampler_.run_window(context_, l, lead);
     const at::Tensor error = u - z;
     const at::Tensor distance = (error.square() + c.eps * c.eps).sqrt().mean();
     at::Tensor loss = distance;
     // Differences of the error are errors of the differences.
-    if (window.frames > 1) loss = loss + c.temporal * difference(error, 1).abs().mean();
+    if (z.size(1) > 1) loss = loss + c.temporal * difference(error, 1).abs().mean();
     if (c.pool > 0.0) {
       const at::Tensor pool = (pooled(u) - shown(l)).abs().mean();
       loss = loss + c.pool * pool;
-      meter.add("pool", pool);
+      result.add("pool", pool);
     }
-    if (c.picture > 0.0 && !clips_->encoded() && context_.progress >= c.picture_after) {
-      const at::Tensor picture =
-          picture_distance(decode_pair(context_, autoencoders_.large, u, z, c.picture_clips,
-                                       c.picture_frames, step, kPictureDraw));
+    if (inputs.size() > 2) {
+      const at::Tensor picture = picture_distance(
+          decode_pair(context_, autoencoders_.large, u, z, c.picture_clips, inputs[2]),
+          context_.config.cascade.spectrum);
       loss = loss + c.picture * picture;
-      meter.add("picture", picture);
+      result.add("picture", picture);
     }
     loss.backward();
-    meter.add("loss", loss);
-    meter.add("distance", distance);
-    meter.add("gradient_norm", trained_.update(lr_factor));
+    result.add("loss", loss);
+    result.add("distance", distance);
+    return result;
   }
 
   [[nodiscard]] double step_cost() const override {
@@ -170,6 +192,7 @@ class UpsamplerObjective final : public Objective {
   std::unique_ptr<CaptionTokenizer> tokenizer_;
   std::unique_ptr<CascadeReport> report_;
   std::unique_ptr<PairBank> bank_;
+  std::unique_ptr<StepGraphs> graphs_;
 };
 
 }  // namespace
