@@ -201,29 +201,14 @@ __device__ __forceinline__ void write_values(const QkvArgs& a, const GroupRows& 
   store_values(a, rows, cache_tokens, column, words);
 }
 
-// What q and k of N columns of a head are multiplied by so that e4m3 holds them: 16 threads to a
-// head of 128.
+// The norm weights of 8 columns become what q and k are multiplied by so that e4m3 holds them.
 __device__ __forceinline__ void to_fp8_weights(const QkvArgs& a, bool active, float (&q)[kColumns],
                                                float (&k)[kColumns]) {
-  float top_q = 0.0F;
-  float top_k = 0.0F;
-#pragma unroll
-  for (int i = 0; i < kColumns; ++i) {
-    top_q = fmaxf(top_q, fabsf(q[i]));
-    top_k = fmaxf(top_k, fabsf(k[i]));
-  }
-#pragma unroll
-  for (int step = 8; step >= 1; step /= 2) {
-    top_q = fmaxf(top_q, __shfl_xor_sync(0xFFFFFFFFU, top_q, step));
-    top_k = fmaxf(top_k, __shfl_xor_sync(0xFFFFFFFFU, top_k, step));
-  }
-  const auto size = static_cast<float>(a.dim);
-  const float scale_q = fp8_head_scale(top_q, size);
-  const float scale_k = fp8_head_scale(top_k, size);
+  const Fp8HeadScales scales = fp8_head_scales(q, k, static_cast<float>(a.dim));
   // Every CTA writes the same numbers.
-  if (active && threadIdx.x % 16 == 0) a.scales[threadIdx.x / 16] = scale_q * scale_k;
-  const float factor_q = __fdividef(1.0F, scale_q);
-  const float factor_k = __fdividef(1.0F, scale_k);
+  if (active && threadIdx.x % 16 == 0) a.scales[threadIdx.x / 16] = scales.q * scales.k;
+  const float factor_q = __fdividef(1.0F, scales.q);
+  const float factor_k = __fdividef(1.0F, scales.k);
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
     q[i] *= factor_q;

@@ -41,6 +41,28 @@ __device__ __forceinline__ float fp8_head_scale(float largest_weight, float dim)
   return fmaxf(largest_weight * sqrtf(dim), 1e-12F) / kFp8Largest;
 }
 
+/// The scales of queries and keys of a head of 128 of which each of 16 neighbouring threads, from a
+/// multiple of 16 on, holds 8 norm weights. By all threads of the warp.
+struct Fp8HeadScales {
+  float q, k;
+};
+__device__ __forceinline__ Fp8HeadScales fp8_head_scales(const float (&q)[8], const float (&k)[8],
+                                                         float dim) {
+  float top_q = 0.0F;
+  float top_k = 0.0F;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    top_q = fmaxf(top_q, fabsf(q[i]));
+    top_k = fmaxf(top_k, fabsf(k[i]));
+  }
+#pragma unroll
+  for (int step = 8; step >= 1; step /= 2) {
+    top_q = fmaxf(top_q, __shfl_xor_sync(0xFFFFFFFFU, top_q, step));
+    top_k = fmaxf(top_k, __shfl_xor_sync(0xFFFFFFFFU, top_k, step));
+  }
+  return {fp8_head_scale(top_q, dim), fp8_head_scale(top_k, dim)};
+}
+
 /// Values keep their scale: e4m3 has four bits from 2^-6 to 448 and two more powers of two below.
 
 /// Where key n of 16 lies in a row of the transposed values of attention in e4m3

@@ -122,27 +122,6 @@ __device__ __forceinline__ void cluster_wait() { __trap(); }
 __device__ __forceinline__ const float* cluster_part(float* pointer, int) { return pointer; }
 #endif
 
-/// Sums COUNT values (a power of two) over the warp: lane l ends with the total of value
-/// l / (32 / COUNT).
-template <int COUNT>
-__device__ __forceinline__ float reduce_each(float (&x)[COUNT]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  int step = 16;
-#pragma unroll
-  for (int half = COUNT / 2; half >= 1; half /= 2, step /= 2) {
-    const bool upper = (lane & step) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float mine = upper ? x[i + half] : x[i];
-      const float other = upper ? x[i] : x[i + half];
-      x[i] = mine + __shfl_xor_sync(0xFFFFFFFFU, other, step);
-    }
-  }
-#pragma unroll
-  for (; step >= 1; step /= 2) x[0] += __shfl_xor_sync(0xFFFFFFFFU, x[0], step);
-  return x[0];
-}
-
 template <typename T, int TOKENS>
 struct Lines {
   Columns<T> q[TOKENS], k[TOKENS], v[TOKENS];
@@ -241,24 +220,11 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   float factor_q = 1.0F;
   float factor_k = 1.0F;
   if (FP8) {  // 16 threads to a head
-    float top_q = 0.0F;
-    float top_k = 0.0F;
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      top_q = fmaxf(top_q, fabsf(weight_q[i]));
-      top_k = fmaxf(top_k, fabsf(weight_k[i]));
-    }
-#pragma unroll
-    for (int step = 8; step >= 1; step /= 2) {
-      top_q = fmaxf(top_q, __shfl_xor_sync(0xFFFFFFFFU, top_q, step));
-      top_k = fmaxf(top_k, __shfl_xor_sync(0xFFFFFFFFU, top_k, step));
-    }
-    const float scale_q = fp8_head_scale(top_q, static_cast<float>(p.dim));
-    const float scale_k = fp8_head_scale(top_k, static_cast<float>(p.dim));
-    factor_q = 1.0F / scale_q;
-    factor_k = 1.0F / scale_k;
+    const Fp8HeadScales scales = fp8_head_scales(weight_q, weight_k, static_cast<float>(p.dim));
+    factor_q = 1.0F / scales.q;
+    factor_k = 1.0F / scales.k;
     // Every CTA writes the same numbers.
-    if (active && thread % 16 == 0) p.scales[thread / 16] = scale_q * scale_k;
+    if (active && thread % 16 == 0) p.scales[thread / 16] = scales.q * scales.k;
   }
   int slot = static_cast<int>(*p.first_slot) + p.cached_blocks + temporal;
   if (slot >= p.capacity_blocks) slot -= p.capacity_blocks;
@@ -309,7 +275,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
       }
     }
     constexpr int kLanes = 32 / (2 * TOKENS);  // that end with the same total
-    const float total = reduce_each(squares);
+    const float total = sum_each(squares);
     float* totals = partial + round * 2 * TOKENS * kMaxWarps;
     if (thread % kLanes == 0) totals[thread % 32 / kLanes * kMaxWarps + thread / 32] = total;
 #pragma unroll
