@@ -76,8 +76,8 @@ __device__ inline float warp_max(float x) {
 /// l / (32 / COUNT).
 template <int COUNT>
 __device__ __forceinline__ float sum_each(float (&x)[COUNT]) {
-  const unsigned lane = threadIdx.x % 32;
-  unsigned step = 16;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int step = 16;
 #pragma unroll
   for (int half = COUNT / 2; half >= 1; half /= 2, step /= 2) {
     const bool upper = (lane & step) != 0;
