@@ -184,6 +184,30 @@ TEST(Pictures, AreaIsTheMeanAndBicubicKeepsASlope) {
   EXPECT_NEAR(psnr(0.01), 20.0, 1e-9);
 }
 
+// Latents of pictures that latents decode to are close to them, the first frame included, whose
+// pictures the decoder does not show.
+TEST(Latents, SurviveARoundTrip) {
+  const char* source = std::getenv("UF_SOURCE_DIR");
+  if (source == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";
+  TrainContext context = make_context("pocket");
+  context.config.init.autoencoder = (std::filesystem::path(source) / "models/pocket").string();
+  const Result<FrozenAutoencoder> autoencoder = FrozenAutoencoder::open(context);
+  ASSERT_TRUE(autoencoder.ok()) << autoencoder.status().message();
+  const Result<std::unique_ptr<TrainingClips>> clips = TrainingClips::open(context, true);
+  ASSERT_TRUE(clips.ok()) << clips.status().message();
+  const at::Tensor pictures =
+      first_clips(context, **clips, /*scale=*/1, /*frames=*/16, /*count=*/2);
+  const at::Tensor latents = autoencoder->encode(context, pictures.to(at::kFloat));
+  const at::Tensor again = autoencoder->round_trip(context, latents);
+  ASSERT_EQ(again.sizes(), latents.sizes());
+  EXPECT_LT(relative(again, latents), 0.35);
+  EXPECT_LT(relative(again.narrow(1, 0, 1), latents.narrow(1, 0, 1)), 0.5);
+  EXPECT_GT(relative(again, latents), 1e-4);
+  const at::Tensor shown = autoencoder->show(context, latents);
+  EXPECT_EQ(shown.size(1), 13);
+  EXPECT_GT(psnr((shown - pictures.narrow(1, 3, 13) / 255.0).square().mean().item<double>()), 24.0);
+}
+
 // The shipped autoencoder on one held-out clip.
 TEST(CascadeReport, MeasuresAgainstTheTruth) {
   const char* source = std::getenv("UF_SOURCE_DIR");
