@@ -3,9 +3,11 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <deque>
 #include <future>
+#include <string_view>
 
 #include "train/eval/measure.h"
 #include "train/eval/score.h"
@@ -23,18 +25,22 @@ constexpr int64_t kPictureStep = 4;  // between pictures that networks and MS-SS
 // The way from 0 to `x` on a line of `length` whose ends are joined.
 double around(double x, double length) { return x - length * std::floor(x / length + 0.5); }
 
-// Whether each object's texture is the named one: right and all.
-std::pair<int64_t, int64_t> textures(const at::Tensor& clip, const world::Scene& scene) {
+// What enlargement can spoil, and texture, which only large pictures show.
+constexpr std::array<std::string_view, 3> kNamed = {"colour", "shape", "texture"};
+
+// How many of a clip's objects are as named, in each of kNamed.
+using Named = std::array<world::Tally, kNamed.size()>;
+
+Named named(const at::Tensor& clip, const world::Scene& scene) {
   const world::NamedScene wanted = world::name_scene(scene);
   const world::MeasuredScene seen =
       world::measure({clip.const_data_ptr<uint8_t>(), clip.size(0), /*width=*/clip.size(2),
                       /*height=*/clip.size(1)},
                      static_cast<int64_t>(wanted.objects.size()));
-  std::pair<int64_t, int64_t> result{0, 0};
+  Named result;
   for (const world::Check& check : world::compare(wanted, seen)) {
-    if (check.measure != "texture") continue;
-    result.first += check.right ? 1 : 0;
-    ++result.second;
+    const auto place = std::find(kNamed.begin(), kNamed.end(), check.measure);
+    if (place != kNamed.end()) result[static_cast<size_t>(place - kNamed.begin())].add(check.right);
   }
   return result;
 }
@@ -127,7 +133,7 @@ at::Tensor CascadeReport::object_boxes() const {
 CascadeReport::Entry CascadeReport::measured(const std::string& name,
                                              const at::Tensor& pictures) const {
   Entry entry{name, pictures, {}};
-  const auto add = [&](const char* measure, double value) {
+  const auto add = [&](std::string_view measure, double value) {
     entry.measures.emplace_back(fmt::format("{}_{}_{}x", measure, name, scale_), value);
   };
   const int64_t clips = pictures.size(0);
@@ -169,22 +175,26 @@ CascadeReport::Entry CascadeReport::measured(const std::string& name,
   }
   // Smaller pictures have no texture that could be measured.
   if (!clips_->scene(0) || pictures.size(3) < 2 * world::kBaseWidth) return entry;
-  std::deque<std::future<std::pair<int64_t, int64_t>>> pending;
-  std::pair<int64_t, int64_t> right{0, 0};
+  std::deque<std::future<Named>> pending;
+  Named tallies;
   const auto finish_one = [&] {
-    const auto [one, all] = pending.front().get();
+    const Named one = pending.front().get();
     pending.pop_front();
-    right.first += one;
-    right.second += all;
+    for (size_t i = 0; i < one.size(); ++i) {
+      tallies[i].right += one[i].right;
+      tallies[i].total += one[i].total;
+    }
   };
   for (int64_t i = 0; i < clips; ++i) {
     if (static_cast<int64_t>(pending.size()) >= context_.workers()) finish_one();
     pending.push_back(
-        std::async(std::launch::async, textures, pictures.select(0, i), *clips_->scene(i)));
+        std::async(std::launch::async, named, pictures.select(0, i), *clips_->scene(i)));
   }
   while (!pending.empty()) finish_one();
-  if (right.second > 0) {
-    add("texture", 100.0 * static_cast<double>(right.first) / static_cast<double>(right.second));
+  for (size_t i = 0; i < kNamed.size(); ++i) {
+    if (tallies[i].total == 0) continue;
+    add(kNamed[i],
+        100.0 * static_cast<double>(tallies[i].right) / static_cast<double>(tallies[i].total));
   }
   return entry;
 }

@@ -43,7 +43,7 @@ class CascadeReport {
   ///   dissimilarity     1 - MS-SSIM, where the truth has most detail; and there, with init.judge,
   ///   judge             its score, in deviations of its reference (reward.h)
   ///   feature_distance  and how far the truth is for it
-  ///   texture           percentage of objects whose texture is the named one
+  ///   colour, shape, texture  percentages of objects that have the named one, for scenes
   [[nodiscard]] Measures measures() const;
   /// A row a clip, a column for each of these and at last the truth: the middle frame around the
   /// first object.

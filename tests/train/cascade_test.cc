@@ -233,6 +233,9 @@ TEST(CascadeReport, MeasuresAgainstTheTruth) {
   EXPECT_LT(values.at("psnr_noise_2x"), values.at("psnr_bicubic_2x"));
   EXPECT_LT(values.at("sharpness_bicubic_2x"), 1.0);
   EXPECT_TRUE(values.contains("texture_autoencoder_2x"));
+  EXPECT_EQ(values.at("colour_bicubic_2x"), 100.0);
+  EXPECT_EQ(values.at("shape_bicubic_2x"), 100.0);
+  EXPECT_EQ(values.at("shape_noise_2x"), 0.0);
   const RgbImage sheet = report.sheet(3);
   EXPECT_EQ(sheet.height, 112);
   EXPECT_EQ(sheet.width, 5 * 112 + 4 * 4);  // bicubic, same, noise, autoencoder, truth
