@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <numeric>
 
+#include "diffusion/flow_match.h"
 #include "models/wan_dit_training.h"
+#include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
 #include "train/generator.h"
 #include "train/pictures.h"
@@ -169,6 +171,28 @@ at::Tensor RefinerNetwork::dense(const TrainContext& context, const at::Tensor& 
       .narrow(1, 0, frames);
 }
 
+at::Tensor RefinerNetwork::dense(const TrainContext& context, const at::Tensor& x,
+                                 const at::Tensor& y, const at::Tensor& sigmas,
+                                 const TextKv& text) const {
+  const DeviceTimesteps timesteps(context.ops(),
+                                  sigmas * static_cast<double>(FlowMatchSchedule::kSteps));
+  const std::vector<double> as_many(static_cast<size_t>(sigmas.size(0)), 0.0);
+  return dense(context, x, y, as_many, text);
+}
+
+at::Tensor RefinerNetwork::flow_loss(const TrainContext& context, const at::Tensor& z,
+                                     const at::Tensor& y, const at::Tensor& sigmas,
+                                     const at::Tensor& embeddings) const {
+  const at::Tensor noise = at::randn_like(z);
+  const at::Tensor x = add_noise(z, noise, per_sample(sigmas));
+  const at::Tensor v = dense(context, x, y, sigmas, text(context, from_torch(embeddings)));
+  return (v - (noise - z)).square().mean();
+}
+
+at::Tensor per_sample(const at::Tensor& sigmas) {
+  return sigmas.to(at::kFloat).view({-1, 1, 1, 1, 1});
+}
+
 at::Tensor RefinerNetwork::sparse(const TrainContext& context, const at::Tensor& x,
                                   const at::Tensor& y, std::span<const double> sigmas,
                                   const TextKv& text, SparseSrState& state,
@@ -239,35 +263,12 @@ at::Tensor decode_window(const TrainContext& context, const TinyDecoder& decoder
   return low == 0.0 ? pictures : (pictures - low) / (1.0 - low);
 }
 
-namespace {
-
-// All frames, the first for the decoder's state if there are more than one.
-DecodedPair decode_all(const TrainContext& context, const FrozenAutoencoder& autoencoder,
-                       const at::Tensor& x, const at::Tensor& truth, int64_t clips) {
-  DecodedPair result;
-  result.frames = std::max<int64_t>(x.size(1) - 1, 1);
-  result.first = x.size(1) - result.frames;
-  const auto decoded = [&](const at::Tensor& latents) {
-    return decode_window(context, autoencoder.decoder, latents, result.first, result.frames, clips);
-  };
-  {
-    const at::NoGradGuard no_grad;
-    result.truth = decoded(truth);
-  }
-  result.made = decoded(x);
-  return result;
-}
-
-}  // namespace
-
 DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
                         const at::Tensor& x, const at::Tensor& truth, int64_t clips, int64_t frames,
                         int64_t step, int64_t purpose) {
   const PairWindow window = PairWindow::draw(context, x.size(1), frames, step, purpose);
-  const auto seen = [&](const at::Tensor& latents) {
-    return latents.narrow(1, window.first, window.count);
-  };
-  DecodedPair result = decode_all(context, autoencoder, seen(x), seen(truth), clips);
+  DecodedPair result =
+      decode_pair(context, autoencoder, x, truth, clips, window.places(x.device()));
   result.first += window.first;
   return result;
 }
@@ -275,10 +276,20 @@ DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& au
 DecodedPair decode_pair(const TrainContext& context, const FrozenAutoencoder& autoencoder,
                         const at::Tensor& x, const at::Tensor& truth, int64_t clips,
                         const at::Tensor& places) {
-  const auto seen = [&](const at::Tensor& latents) {
-    return latents.narrow(0, 0, std::min(clips, latents.size(0))).index_select(1, places);
+  DecodedPair result;
+  result.frames = std::max<int64_t>(places.size(0) - 1, 1);
+  result.first = places.size(0) - result.frames;
+  const auto decoded = [&](const at::Tensor& latents) {
+    const at::Tensor seen =
+        latents.narrow(0, 0, std::min(clips, latents.size(0))).index_select(1, places);
+    return decode_window(context, autoencoder.decoder, seen, result.first, result.frames, clips);
   };
-  return decode_all(context, autoencoder, seen(x), seen(truth), clips);
+  {
+    const at::NoGradGuard no_grad;
+    result.truth = decoded(truth);
+  }
+  result.made = decoded(x);
+  return result;
 }
 
 PairWindow PairWindow::draw(const TrainContext& context, int64_t all, int64_t frames, int64_t step,
@@ -289,7 +300,9 @@ PairWindow PairWindow::draw(const TrainContext& context, int64_t all, int64_t fr
   return window;
 }
 
-at::Tensor PairWindow::places() const { return at::arange(first, first + count, at::kLong); }
+at::Tensor PairWindow::places(at::Device device) const {
+  return at::arange(first, first + count, at::TensorOptions(at::kLong).device(device));
+}
 
 at::Tensor picture_distance(const DecodedPair& pictures, double spectrum) {
   const at::Tensor error = pictures.made - pictures.truth;

@@ -58,6 +58,14 @@ struct RefinerNetwork {
   [[nodiscard]] at::Tensor dense(const TrainContext& context, const at::Tensor& x,
                                  const at::Tensor& y, std::span<const double> sigmas,
                                  const TextKv& text) const;
+  /// The same at sigmas that lie on the device, f64 [batch]: for recorded work (step_graph.h).
+  [[nodiscard]] at::Tensor dense(const TrainContext& context, const at::Tensor& x,
+                                 const at::Tensor& y, const at::Tensor& sigmas,
+                                 const TextKv& text) const;
+  /// Mean squared error of that flow for clips `z` with fresh noise: flow matching.
+  [[nodiscard]] at::Tensor flow_loss(const TrainContext& context, const at::Tensor& z,
+                                     const at::Tensor& y, const at::Tensor& sigmas,
+                                     const at::Tensor& embeddings) const;
   /// The same in a stream, with the block-sparse attention that streams use: one group of frames
   /// after what the state remembers.
   [[nodiscard]] at::Tensor sparse(const TrainContext& context, const at::Tensor& x,
@@ -95,6 +103,9 @@ struct Refiner {
   [[nodiscard]] Result<Refiner> copy(const TrainContext& context, bool trainable) const;
 };
 
+/// f64 [batch] sigmas on the device as f32 [batch, 1, 1, 1, 1], to scale latents with.
+at::Tensor per_sample(const at::Tensor& sigmas);
+
 /// What a frozen decoder makes of two latents of the same clips: `frames` latent frames of the
 /// first `clips` ones, drawn for this step and purpose, after one more that gives the decoder's
 /// state. Gradients reach the pictures of `x` alone. f32 [clips, pictures, height, width, 3], [0,
@@ -125,8 +136,8 @@ struct PairWindow {
 
   static PairWindow draw(const TrainContext& context, int64_t all, int64_t frames, int64_t step,
                          int64_t purpose);
-  /// i64 [count] on the host.
-  [[nodiscard]] at::Tensor places() const;
+  /// i64 [count].
+  [[nodiscard]] at::Tensor places(at::Device device) const;
 };
 /// The same where the frames' numbers are on the device, i64 [count]: for recorded work
 /// (step_graph.h). Result.first counts from the first of them.

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "diffusion/flow_match.h"
-#include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
 #include "train/generator.h"
 
@@ -13,14 +11,6 @@ namespace ultraflash {
 namespace {
 
 enum : int64_t { kScoreDraw = 111, kFakeDraw = 112 };
-
-// f64 sigmas [batch] for latents, and as the timesteps that a network asks for.
-at::Tensor per_sample(const at::Tensor& sigmas) {
-  return sigmas.to(at::kFloat).view({-1, 1, 1, 1, 1});
-}
-at::Tensor timesteps_of(const at::Tensor& sigmas) {
-  return sigmas * static_cast<double>(FlowMatchSchedule::kSteps);
-}
 
 }  // namespace
 
@@ -61,11 +51,9 @@ StepResult RefinerScores::estimates(int64_t scale, const std::vector<at::Tensor>
   const at::NoGradGuard no_grad;
   const at::Tensor sigma = per_sample(inputs[4]);
   const at::Tensor x_t = add_noise(inputs[0], at::randn_like(inputs[0]), sigma);
-  const DeviceTimesteps timesteps(context_.ops(), timesteps_of(inputs[4]));
-  const std::vector<double> as_many(static_cast<size_t>(x_t.size(0)), 0.0);
   const auto estimate = [&](const Refiner& refiner, const at::Tensor& text) {
     const RefinerNetwork& network = refiner.at(scale);
-    return x_t - sigma * network.dense(context_, x_t, inputs[1], as_many,
+    return x_t - sigma * network.dense(context_, x_t, inputs[1], inputs[4],
                                        network.text(context_, from_torch(text)));
   };
   const at::Tensor fake = estimate(fake_, inputs[2]);
@@ -93,15 +81,8 @@ void RefinerScores::learn(int64_t step, int64_t scale, const at::Tensor& x, cons
 }
 
 StepResult RefinerScores::learn_flow(int64_t scale, const std::vector<at::Tensor>& inputs) const {
-  const at::Tensor& x = inputs[0];
-  const at::Tensor noise = at::randn_like(x);
-  const at::Tensor x_t = add_noise(x, noise, per_sample(inputs[3]));
-  const RefinerNetwork& network = fake_.at(scale);
-  const DeviceTimesteps timesteps(context_.ops(), timesteps_of(inputs[3]));
-  const std::vector<double> as_many(static_cast<size_t>(x.size(0)), 0.0);
-  const at::Tensor v = network.dense(context_, x_t, inputs[1], as_many,
-                                     network.text(context_, from_torch(inputs[2])));
-  const at::Tensor loss = (v - (noise - x)).square().mean();
+  const at::Tensor loss =
+      fake_.at(scale).flow_loss(context_, inputs[0], inputs[1], inputs[3], inputs[2]);
   loss.backward();
   StepResult result;
   result.add("fake_loss", loss);

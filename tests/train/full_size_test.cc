@@ -148,26 +148,6 @@ TEST(FullSize, PreferencesRunWithRandomWeightsAtTinySizes) {
   EXPECT_EQ(finished_reports(options), 4);
 }
 
-// Every config that is shipped can be read.
-TEST(FullSize, ConfigsAreValid) {
-  const char* source = std::getenv("UF_SOURCE_DIR");
-  if (source == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";
-  int count = 0;
-  for (const char* models : {"wan-1.3b", "ultra-flash"}) {
-    const auto folder = std::filesystem::path(source) / "models" / models / "train";
-    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-      if (entry.path().filename() == "recipe.json") continue;
-      SCOPED_TRACE(entry.path().string());
-      TrainOptions options;
-      options.config = entry.path();
-      const Result<std::string> text = describe_training(options);
-      EXPECT_TRUE(text.ok()) << text.status().message();
-      ++count;
-    }
-  }
-  EXPECT_GE(count, 12);
-}
-
 // Latents of the Wan VAE where there are pictures: the decoder with its discriminator and latents
 // of an upsampler, and the upsampler with decoded pictures and latents that went through the VAE.
 TEST(FullSize, DecoderAndUpsamplerOnLatentsOfTheVae) {

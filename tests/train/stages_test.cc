@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -105,16 +107,22 @@ TEST(Config, UnknownFieldsAndValuesOutOfRangeAreNamed) {
 TEST(Config, ShippedConfigsAreValid) {
   const char* source = std::getenv("UF_SOURCE_DIR");
   if (source == nullptr) GTEST_SKIP() << "UF_SOURCE_DIR is not set";
-  int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(source) /
-                                                               "models" / "pocket" / "train")) {
-    TrainOptions options;
-    options.config = entry.path();
-    const Result<std::string> text = describe_training(options);
-    EXPECT_TRUE(text.ok()) << text.status().message();
-    ++count;
+  // Models, and how many configs they have at least.
+  for (const auto& [models, least] :
+       std::map<std::string, int>{{"pocket", 5}, {"wan-1.3b", 4}, {"ultra-flash", 8}}) {
+    const auto folder = std::filesystem::path(source) / "models" / models / "train";
+    int count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      if (entry.path().filename() == "recipe.json") continue;
+      SCOPED_TRACE(entry.path().string());
+      TrainOptions options;
+      options.config = entry.path();
+      const Result<std::string> text = describe_training(options);
+      EXPECT_TRUE(text.ok()) << text.status().message();
+      ++count;
+    }
+    EXPECT_GE(count, least) << models;
   }
-  EXPECT_GE(count, 5);
 }
 
 TEST(Autoencoder, LossFallsAndResumeIsExact) {

@@ -1,8 +1,6 @@
 // The super-resolution transformer, from a text-to-video one: it learns the flow of large latents
 // with the upsampled small ones as condition, under dense chunk-causal attention.
 // ultra-flash-training section 2.
-#include "diffusion/flow_match.h"
-#include "ops/autograd/autograd_executor.h"
 #include "ops/autograd/torch_tensor.h"
 #include "train/objective.h"
 #include "train/refiner_data.h"
@@ -62,28 +60,17 @@ class SrObjective final : public Objective {
                       at::tensor(sigmas, at::kDouble)},
                      [&](const std::vector<at::Tensor>& x) { return learn(size.scale, x); });
     result.report(meter);
-    if (!data_->one_size()) {
-      meter.add(fmt::format("loss_{}x", size.scale), result.scalars[0].second);
-    }
     meter.add("gradient_norm", trained_.update(lr_factor));
   }
 
   // The true latents, the condition, the text's embeddings, and f64 [batch] sigmas.
   [[nodiscard]] StepResult learn(int64_t scale, const std::vector<at::Tensor>& inputs) const {
-    const at::Tensor& z = inputs[0];
-    const at::Tensor& sigma = inputs[3];
-    const RefinerNetwork& network = refiner_.at(scale);
-    const at::Tensor noise = at::randn_like(z);
-    const at::Tensor x = add_noise(z, noise, sigma.to(at::kFloat).view({-1, 1, 1, 1, 1}));
-    const TextKv text = network.text(context_, from_torch(inputs[2]));
-    const DeviceTimesteps timesteps(context_.ops(),
-                                    sigma * static_cast<double>(FlowMatchSchedule::kSteps));
-    const std::vector<double> as_many(static_cast<size_t>(z.size(0)), 0.0);
-    const at::Tensor v = network.dense(context_, x, inputs[1], as_many, text);
-    const at::Tensor loss = (v - (noise - z)).square().mean();
+    const at::Tensor loss =
+        refiner_.at(scale).flow_loss(context_, inputs[0], inputs[1], inputs[3], inputs[2]);
     loss.backward();
     StepResult result;
     result.add("loss", loss);
+    if (!data_->one_size()) result.add(fmt::format("loss_{}x", scale), loss);
     return result;
   }
 

@@ -75,7 +75,8 @@ class UpsamplerObjective final : public Objective {
         c.picture > 0.0 && !clips_->encoded() && context_.progress >= c.picture_after;
     if (pictures) {
       inputs.push_back(
-          PairWindow::draw(context_, window.frames, c.picture_frames, step, kPictureDraw).places());
+          PairWindow::draw(context_, window.frames, c.picture_frames, step, kPictureDraw)
+              .places(context_.device));
     }
     const StepResult result = graphs_->run(
         fmt::format("after {} frames{}", window.lead, pictures ? ", with pictures" : ""),
