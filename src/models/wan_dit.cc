@@ -153,7 +153,7 @@ TimeModulation WanDit::time(Executor& ops, std::span<const double> timesteps, in
   return result;
 }
 
-TextKv WanDit::text(Executor& ops, const Tensor& embeddings) const {
+TextKv WanDit::text(Executor& ops, const Tensor& embeddings, int64_t tokens) const {
   UF_CHECK(embeddings.rank() == 3 && embeddings.dim(1) == config_.text_len &&
                embeddings.dim(2) == config_.text_dim,
            "text embedding {}, expected [batch, {}, {}]", embeddings.to_string(), config_.text_len,
@@ -163,6 +163,11 @@ TextKv WanDit::text(Executor& ops, const Tensor& embeddings) const {
       ops.linear(context, text_embedding_0_, Activation::kGeluTanh);  // [batch, text_len, dim]
   context = ops.linear(context, text_embedding_2_);
   TextKv text;
+  if (tokens >= 0) {
+    // Every row of zeros goes through the same products and norms, and no position is added.
+    const std::vector<int64_t> distinct = {std::min(tokens + 1, config_.text_len)};
+    text.distinct = ops.to_device(Tensor::of<int64_t>(distinct, {1}), DType::kI64);
+  }
   text.layers.reserve(blocks_.size());
   for (const WanBlock& block : blocks_) {
     const Tensor kv = ops.linear(context, block.cross_attn.kv);  // [batch, text_len, 2 * dim]
@@ -180,7 +185,10 @@ void keep_text(Executor& ops, TextKv text, TextKv& kept) {
     kept = std::move(text);
     return;
   }
-  UF_CHECK(kept.layers.size() == text.layers.size(), "texts of two networks");
+  UF_CHECK(kept.layers.size() == text.layers.size() &&
+               kept.distinct.defined() == text.distinct.defined(),
+           "texts of two networks");
+  if (kept.distinct.defined()) ops.copy(kept.distinct, text.distinct);
   for (size_t i = 0; i < text.layers.size(); ++i) {
     ops.copy(kept.layers[i].first, text.layers[i].first);
     ops.copy(kept.layers[i].second, text.layers[i].second);
@@ -215,10 +223,9 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
                                              block.norm3_weight, block.norm3_bias, eps);
     report("self_attn", i, r.x);
     // Cross-attention: no gate, no mask; padding rows of the text are attended
-    y = ops.linear(r.normalized, block.cross_attn.qkv);
-    y = ops.rms_norm(y, block.cross_attn.norm_q, eps);
-    y = ops.attention(y, text.layers[i].first, text.layers[i].second, config_.num_heads);
-    y = ops.linear(y, block.cross_attn.o);
+    const CrossKeys keys{text.layers[i].first, text.layers[i].second, text.distinct};
+    y = ops.cross_attention(r.normalized, block.cross_attn.qkv, block.cross_attn.norm_q, eps, keys,
+                            config_.num_heads, block.cross_attn.o);
     r = ops.residual_modulate(std::move(r.x), y, {}, m[i].select(2, kShift2),
                               m[i].select(2, kScale2), eps);
     report("cross_attn", i, r.x);

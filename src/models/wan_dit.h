@@ -67,6 +67,7 @@ struct TimeModulation {
 /// Keys and values of the text, per layer [batch, text_len, dim]: valid for one prompt.
 struct TextKv {
   std::vector<std::pair<Tensor, Tensor>> layers;
+  Tensor distinct{};  // see CrossKeys: padding has equal keys and values in every row
 };
 
 /// Puts `text` where `kept` already is, so that recorded passes go on reading it; the first text is
@@ -106,7 +107,8 @@ class WanDit {
   [[nodiscard]] TimeModulation time(Executor& ops, std::span<const double> timesteps,
                                     int64_t batch = 1) const;
   /// Keys and values of text embeddings [batch, text_len, text_dim] (rows past the prompt zero).
-  [[nodiscard]] TextKv text(Executor& ops, const Tensor& embeddings) const;
+  /// `tokens` is the length of the longest prompt, -1: not known.
+  [[nodiscard]] TextKv text(Executor& ops, const Tensor& embeddings, int64_t tokens = -1) const;
 
   /// Self-attention of one layer: from qkv [batch, tokens, 3 * dim] to [batch, tokens, dim].
   /// An undefined result ends the pass there (only the cache was wanted). The callee holds the only

@@ -403,6 +403,46 @@ Tensor Executor::attention(const Tensor& q, const Tensor& k, const Tensor& v, in
   return do_attention_in_chunks(q, k, v, heads, options);
 }
 
+Tensor Executor::cross_attention(const Tensor& x, const Linear& q, const Tensor& norm_q, float eps,
+                                 const CrossKeys& keys, int64_t heads, const Linear& o) {
+  require_rank(x, 3, "cross_attention", "x");
+  require_dense(x, "cross_attention", "x");
+  UF_CHECK(q.prepared != nullptr && o.prepared != nullptr,
+           "cross_attention: a weight was not prepared");
+  UF_CHECK(x.dim(2) == q.in_features && q.out_features == o.in_features,
+           "cross_attention: x {} meets weights {} -> {} and {} -> {}", x.to_string(),
+           q.in_features, q.out_features, o.in_features, o.out_features);
+  require_vector(norm_q, q.out_features, "cross_attention", "norm_q");
+  require_heads(q.out_features, heads, "cross_attention");
+  for (const Tensor* side : {&keys.k, &keys.v}) {
+    require_rank(*side, 3, "cross_attention", "k or v");
+    UF_CHECK(side->dim(2) == q.out_features && side->stride(2) == 1 &&
+                 side->dim(1) == keys.k.dim(1) && (side->dim(0) == x.dim(0) || side->dim(0) == 1),
+             "cross_attention: {} for {} columns of a batch of {}", side->to_string(),
+             q.out_features, x.dim(0));
+  }
+  UF_CHECK(!keys.distinct.defined() ||
+               (keys.distinct.shape() == Shape{1} && keys.distinct.dtype() == DType::kI64),
+           "cross_attention: distinct keys {}", keys.distinct.to_string());
+  const OpTimer timer(*this, op_log_, "cross_attention", [&] {
+    // Of the products alone: how many keys an executor reads is its own affair.
+    OpCost cost = product_cost(x, q);
+    const OpCost second = product_cost(x, o);
+    cost.flops += second.flops;
+    cost.bytes += second.bytes;
+    return cost;
+  });
+  return do_cross_attention(x, q, norm_q, eps, keys, heads, o);
+}
+
+Tensor Executor::do_cross_attention(const Tensor& x, const Linear& q, const Tensor& norm_q,
+                                    float eps, const CrossKeys& keys, int64_t heads,
+                                    const Linear& o) {
+  Tensor y = do_rms_norm(do_linear(x, q, Activation::kNone), norm_q, eps);
+  y = do_attention(y, keys.k, keys.v, heads, {});
+  return do_linear(y, o, Activation::kNone);
+}
+
 Tensor Executor::do_attention_in_chunks(const Tensor& q, const Tensor& k, const Tensor& v,
                                         int64_t heads, const AttentionOptions& options) {
   AttentionOptions plain;

@@ -184,6 +184,11 @@ class Executor {
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                    const AttentionOptions& options = {});
 
+  /// linear(attention(rms_norm(linear(x, q), norm_q), keys), o): x [batch, queries, in] ->
+  /// [batch, queries, o.out_features]. Cross-attention of a transformer block.
+  Tensor cross_attention(const Tensor& x, const Linear& q, const Tensor& norm_q, float eps,
+                         const CrossKeys& keys, int64_t heads, const Linear& o);
+
   // --- block-sparse attention -------------------------------------------------------------------
 
   /// As kv_cache(); `blocks` window blocks.
@@ -310,6 +315,10 @@ class Executor {
                                      int64_t tokens_per_frame, const ChunkPlace& place) = 0;
   virtual Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                               const AttentionOptions& options) = 0;
+  /// Composite by default, over all keys.
+  virtual Tensor do_cross_attention(const Tensor& x, const Linear& q, const Tensor& norm_q,
+                                    float eps, const CrossKeys& keys, int64_t heads,
+                                    const Linear& o);
   /// Attention under options.chunk_mask. By default one attention per chunk.
   virtual Tensor do_attention_in_chunks(const Tensor& q, const Tensor& k, const Tensor& v,
                                         int64_t heads, const AttentionOptions& options);

@@ -198,6 +198,16 @@ struct AttentionOptions {
   int64_t chunk_tokens = 0;                 // beside `scale`
 };
 
+/// Keys and values that queries of another kind attend to, such as those of a text.
+struct CrossKeys {
+  Tensor k;  // [batch or 1, keys, dim]
+  Tensor v;
+  /// i64 [1] in the executor's memory: rows of k, and of v, from distinct[0] - 1 on are all equal,
+  /// as those of padding are. An executor may take them as one that counts as often as it is
+  /// there. Undefined: nothing is known.
+  Tensor distinct{};
+};
+
 /// Zero padding of a 2-D convolution, in input pixels.
 struct Padding {
   int64_t top = 1;

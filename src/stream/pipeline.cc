@@ -128,11 +128,11 @@ std::vector<TraceEvent> Pipeline::take_trace() {
   return std::exchange(trace_, {});
 }
 
-void Pipeline::set_text(const Tensor& embeddings) {
-  generator_.set_text(networks_->generator.text(*ops_, embeddings));
+void Pipeline::set_text(const Tensor& embeddings, int64_t tokens) {
+  generator_.set_text(networks_->generator.text(*ops_, embeddings, tokens));
   if (networks_->refiner) {
     cascade_ops_.wait_for(ops_->moment());
-    cascade_.set_text(networks_->refiner->transformer().text(cascade_ops_, embeddings));
+    cascade_.set_text(networks_->refiner->transformer().text(cascade_ops_, embeddings, tokens));
     if (own_cascade_ops_) lent_.push_back(embeddings);
   }
 }
@@ -143,7 +143,8 @@ void Pipeline::warm_up() {
   constexpr int kTimes = 2;
   const RecipeData& recipe = networks_->recipe;
   const GeneratorSpec& spec = recipe.generator;
-  set_text(ops_->zeros(networks_->compute, {1, spec.network.text_len, spec.network.text_dim}));
+  set_text(ops_->zeros(networks_->compute, {1, spec.network.text_len, spec.network.text_dim}),
+           /*tokens=*/0);
   generator_.warm_up(spec.independent_first_frame, kTimes);
   // Groups of full length from an empty cache on, then every shorter tail that a stream may have,
   // beside a full cache and, for streams of one group, an empty one.
@@ -257,7 +258,7 @@ void Pipeline::switch_prompt(PreparedPrompt prompt, SwitchMode mode) {
 }
 
 void Pipeline::apply_prompt(const PreparedPrompt& prompt) {
-  timed(kText, *ops_, [&] { set_text(embed_prompt(*networks_, *ops_, prompt)); });
+  timed(kText, *ops_, [&] { set_text(embed_prompt(*networks_, *ops_, prompt), prompt.length); });
 }
 
 bool Pipeline::skip_refresh(const Tensor& chunk) {

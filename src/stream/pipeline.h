@@ -76,7 +76,7 @@ class Pipeline {
   template <typename Work>
   void timed(Timer timer, Executor& ops, const Work& work);
   void apply_prompt(const PreparedPrompt& prompt);
-  void set_text(const Tensor& embeddings);
+  void set_text(const Tensor& embeddings, int64_t tokens);
   Tensor next_chunk(const std::function<void()>& check);
   [[nodiscard]] bool skip_refresh(const Tensor& chunk);
   [[nodiscard]] int64_t kv_len_of_group(int64_t group) const;

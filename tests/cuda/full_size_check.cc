@@ -74,13 +74,22 @@ WanDitConfig full_transformer(int64_t in) {
   return config;
 }
 
+// A prompt of 60 tokens and padding.
+TextKv text_of(const Run& r, const WanDit& network) {
+  constexpr int64_t kTokens = 60;
+  Tensor embeddings = r.ops.zeros(r.mode.compute, {1, 512, 4096});
+  const Tensor prompt = r.noise(1, {1, kTokens, 4096});
+  r.ops.copy(embeddings.slice(1, 0, kTokens), prompt);
+  return network.text(r.ops, embeddings, kTokens);
+}
+
 // The second chunk of a stream, so that the cache is read too.
 std::vector<Tensor> generator(const Run& r) {
   const WanDit network =
       r.load(1, [&](Loader l) { return WanDit::bind(l, full_transformer(16), r.mode.compute); });
   const double timestep = 937.5;
   const TimeModulation time = network.time(r.ops, {&timestep, 1});
-  const TextKv text = network.text(r.ops, r.noise(1, {1, 512, 4096}));
+  const TextKv text = text_of(r, network);
   KvState state = make_kv_state(r.ops, network, 1, 6, 1560);
   Tensor flow;
   for (int64_t chunk = 0; chunk < 2; ++chunk) {
@@ -125,7 +134,7 @@ struct Refiner {
     const SparseSrDit network = r.load(4, [&](Loader l) { return SparseSrDit::bind(l, config); });
     const double timestep = 1000.0;
     const TimeModulation time = network.transformer().time(r.ops, {&timestep, 1});
-    const TextKv text = network.transformer().text(r.ops, r.noise(1, {1, 512, 4096}));
+    const TextKv text = text_of(r, network.transformer());
     SparseSrState state = network.make_state(r.ops, 1, height / 2, width / 2, 6, 3);
     std::vector<Tensor> flows;
     const bool first_run = masks.empty();

@@ -95,6 +95,48 @@ TEST(WanDitTest, CacheOnlyPassWritesWhatAFullPassWrites) {
   }
 }
 
+// The padding of a text goes through the network as zeros, so every row of it has the same key and
+// value, and to know how long the text is changes nothing.
+TEST(WanDitTest, PaddingOfATextIsOneKeyManyTimes) {
+  CausalFixture f;
+  const int64_t tokens = 4;
+  Tensor embeddings = normal(*f.ops, {1, f.config.text_len, f.config.text_dim}, 1);
+  const std::vector<int64_t> lengths = {tokens};
+  embeddings = f.ops->mask_rows(std::move(embeddings), Tensor::of<int64_t>(lengths, {1}));
+  TextKv known = f.network.text(*f.ops, embeddings, tokens);
+  const TextKv unknown = f.network.text(*f.ops, embeddings);
+  ASSERT_TRUE(known.distinct.defined());
+  EXPECT_FALSE(unknown.distinct.defined());
+  EXPECT_EQ(known.distinct.data<int64_t>()[0], tokens + 1);
+  for (const auto& [k, v] : known.layers) {
+    for (int64_t row = tokens + 1; row < f.config.text_len; ++row) {
+      EXPECT_EQ(
+          relative_error(part(*f.ops, k, 1, row, row + 1), part(*f.ops, k, 1, tokens, tokens + 1)),
+          0.0);
+      EXPECT_EQ(
+          relative_error(part(*f.ops, v, 1, row, row + 1), part(*f.ops, v, 1, tokens, tokens + 1)),
+          0.0);
+    }
+  }
+  const Tensor latent = latent_of(*f.ops, 1, 3, 7);
+  const ChunkPlace place = *CacheRing({CacheKind::kGrow, 3, 0}).append(3, 0);
+  const auto flow = [&](const TextKv& text) {
+    KvState state = make_kv_state(*f.ops, f.network, 1, 3, kTokens);
+    return f.forward(latent, state, place, 500.0, text);
+  };
+  const Tensor expected = flow(unknown);
+  EXPECT_LT(relative_error(flow(known), expected), kSame);
+  // Kept in the place of another text, as a change of prompt does it.
+  TextKv kept = f.network.text(*f.ops, f.ops->zeros(DType::kF32, embeddings.shape()), 0);
+  EXPECT_EQ(kept.distinct.data<int64_t>()[0], 1);
+  keep_text(*f.ops, std::move(known), kept);
+  EXPECT_EQ(kept.distinct.data<int64_t>()[0], tokens + 1);
+  EXPECT_LT(relative_error(flow(kept), expected), kSame);
+  // A text that fills all rows has no padding.
+  EXPECT_EQ(f.network.text(*f.ops, embeddings, f.config.text_len).distinct.data<int64_t>()[0],
+            f.config.text_len);
+}
+
 TEST(WanDitTest, BatchEqualsSingles) {
   CausalFixture f;
   const TextKv both = f.text_of(2);

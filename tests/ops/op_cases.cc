@@ -134,6 +134,41 @@ void add_norm_cases(std::vector<OpCase>& cases) {
        }});
 }
 
+// Keys of a text of which `distinct` are not padding, or the first of it; 0: nothing is said.
+void add_cross_attention_cases(std::vector<OpCase>& cases) {
+  struct Size {
+    int64_t batch, queries, keys, distinct, heads, head_dim;
+  };
+  const auto sizes = {
+      Size{2, 9, 11, 4, 3, 16},    Size{1, 33, 512, 1, 12, 128}, Size{1, 70, 512, 41, 12, 128},
+      Size{2, 31, 80, 64, 2, 128}, Size{2, 32, 80, 65, 12, 128}, Size{1, 17, 200, 145, 3, 128},
+      Size{1, 16, 70, 70, 1, 128}, Size{1, 40, 70, 0, 2, 128},   Size{1, 5, 7, 3, 13, 128}};
+  for (const Size& s : sizes) {
+    cases.push_back(
+        {fmt::format("cross_attention_{}x{}x{}_{}_{}x{}", s.batch, s.queries, s.keys, s.distinct,
+                     s.heads, s.head_dim),
+         [s](const OpContext& c) {
+           const int64_t dim = s.heads * s.head_dim;
+           // Of one text for all samples, or of one each.
+           const int64_t texts = s.distinct % 2 == 0 ? 1 : s.batch;
+           CrossKeys keys{c.input({texts, s.keys, dim}, 1, 1.5F), c.input({texts, s.keys, dim}, 2)};
+           if (s.distinct > 0) {
+             keys.distinct = c.executor.to_device(lengths({s.distinct}), DType::kI64);
+             for (int64_t row = s.distinct; row < s.keys; ++row) {
+               for (const Tensor* x : {&keys.k, &keys.v}) {
+                 c.executor.copy(x->slice(1, row, row + 1),
+                                 x->slice(1, s.distinct - 1, s.distinct));
+               }
+             }
+           }
+           return std::vector<Tensor>{c.executor.cross_attention(
+               c.input({s.batch, s.queries, 48}, 3), c.linear({dim}, 48, true, 4),
+               c.parameter({dim}, 5), 1e-6F, keys, s.heads, c.linear({24}, dim, true, 6))};
+         },
+         1e-5, true, 4});
+  }
+}
+
 void add_attention_cases(std::vector<OpCase>& cases) {
   struct Size {
     int64_t batch, queries, keys, heads, head_dim;
@@ -176,6 +211,7 @@ void add_attention_cases(std::vector<OpCase>& cases) {
              c.executor.attention(qkv.slice(2, 0, 32), kv.slice(2, 0, 32), kv.slice(2, 32, 64), 2)};
        },
        5e-6});
+  add_cross_attention_cases(cases);
   for (const int64_t chunk : {1, 5, 20}) {
     cases.push_back({fmt::format("attention_in_chunks_of_{}", chunk),
                      [chunk](const OpContext& c) {

@@ -206,4 +206,49 @@ Tensor CudaExecutor::do_attention(const Tensor& q, const Tensor& k, const Tensor
   return out;
 }
 
+Tensor CudaExecutor::do_cross_attention(const Tensor& x, const Linear& q, const Tensor& norm_q,
+                                        float eps, const CrossKeys& keys, int64_t heads,
+                                        const Linear& o) {
+  const auto& weight = static_cast<const CudaLinear&>(*o.prepared);
+  const int64_t dim = q.out_features;
+  kernels::TextAttentionArgs args;
+  args.norm_q = floats(norm_q);
+  args.eps = eps;
+  args.k = keys.k.raw();
+  args.v = keys.v.raw();
+  args.batch = x.dim(0);
+  args.queries = x.dim(1);
+  args.keys = keys.k.dim(1);
+  args.k_batch = keys.k.dim(0) == 1 ? 0 : keys.k.stride(0);
+  args.k_row = keys.k.stride(1);
+  args.v_batch = keys.v.dim(0) == 1 ? 0 : keys.v.stride(0);
+  args.v_row = keys.v.stride(1);
+  args.heads = static_cast<int>(heads);
+  args.scale = 1.0F / std::sqrt(128.0F);
+  const auto is_bf16 = [](const Tensor& t) { return t.dtype() == DType::kBF16; };
+  // Without `distinct` keys are many, and a kernel whose queries share tiles of them is faster.
+  const bool few = !plain_ && keys.distinct.defined() && dim == heads * 128 && is_bf16(keys.k) &&
+                   is_bf16(keys.v) && weight.compute == DType::kBF16 && args.keys > 0 &&
+                   static_cast<const CudaLinear&>(*q.prepared).compute == DType::kBF16 &&
+                   x.numel() > 0 && kernels::text_attention_takes(args);
+  if (!few) return Executor::do_cross_attention(x, q, norm_q, eps, keys, heads, o);
+  const Tensor y = do_linear(x, q, Activation::kNone);
+  args.distinct = reinterpret_cast<const int64_t*>(keys.distinct.raw());
+  args.q = y.raw();
+  if (!weight.weight8.defined()) {
+    const Tensor attended = do_empty(DType::kBF16, y.shape());
+    args.out = attended.mutable_raw();
+    kernels::text_attention(args, stream_);
+    return do_linear(attended, o, Activation::kNone);
+  }
+  const int64_t rows = args.batch * args.queries;
+  const Fp8Rows attended{do_empty(DType::kF8E4M3, {rows, dim}), do_empty(DType::kF32, {rows})};
+  args.out = attended.values.mutable_raw();
+  args.out_scales = reinterpret_cast<float*>(attended.scales.mutable_raw());
+  kernels::text_attention(args, stream_);
+  Tensor out = do_empty(DType::kBF16, x.shape().with(2, o.out_features));
+  product_in_fp8(attended, weight, Activation::kNone, out);
+  return out;
+}
+
 }  // namespace ultraflash::cuda

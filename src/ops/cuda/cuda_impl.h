@@ -113,6 +113,8 @@ class CudaExecutor final : public Executor {
                              int64_t tokens_per_frame, const ChunkPlace& place) override;
   Tensor do_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                       const AttentionOptions& options) override;
+  Tensor do_cross_attention(const Tensor& x, const Linear& q, const Tensor& norm_q, float eps,
+                            const CrossKeys& keys, int64_t heads, const Linear& o) override;
   WindowCache do_window_cache(DType dtype, int64_t batch, int64_t blocks, const WindowShape& window,
                               int64_t dim, int64_t heads) override;
   WindowedQueries do_qkv_to_windows(const Tensor& qkv, const Tensor& norm_q, const Tensor& norm_k,

@@ -220,6 +220,28 @@ struct AttentionArgs {
 };
 void attention(const AttentionArgs& args, cudaStream_t stream);
 
+// --- attention to a text (text_attention.cu) -----------------------------------------------------
+
+/// softmax(rms_norm(q) k^T scale) v in bf16, heads of 128.
+struct TextAttentionArgs {
+  const void* q = nullptr;  // [batch, queries, dim], before its norm
+  const float* norm_q = nullptr;
+  float eps = 0.0F;
+  const void* k = nullptr;  // [keys, dim] with these strides in elements
+  const void* v = nullptr;
+  int64_t k_batch = 0, k_row = 0, v_batch = 0, v_row = 0;
+  int64_t batch = 0, queries = 0, keys = 0;
+  int heads = 0;
+  float scale = 0.0F;
+  // In device memory or null: rows of k, and of v, from *distinct - 1 on are equal.
+  const int64_t* distinct = nullptr;
+  void* out = nullptr;          // bf16 [batch, queries, dim], or e4m3 with
+  float* out_scales = nullptr;  // [batch, queries], as quantise_rows makes them
+};
+/// Whether heads, strides and alignment fit.
+bool text_attention_takes(const TextAttentionArgs& args);
+void text_attention(const TextAttentionArgs& args, cudaStream_t stream);
+
 // --- guard zones (elements.cu) -------------------------------------------------------------------
 
 /// Whether all bytes are `value`; waits for the stream.
