@@ -208,7 +208,8 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
   const Tensor* m = time.blocks.data();
   Tensor x = ops.linear(patches, patch_embedding_);  // [batch, tokens, dim]
   if (probe) probe("patch_embedding", x);
-  Tensor n = ops.layer_norm_modulate(x, m[0].select(2, kShift1), m[0].select(2, kScale1), eps);
+  Tensor n = ops.layer_norm_modulate(x, m[0].select(2, kShift1), m[0].select(2, kScale1), eps,
+                                     &blocks_[0].self_attn.qkv);
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const WanBlock& block = blocks_[i];
     RecomputeRegion region(ops);
@@ -219,22 +220,25 @@ Tensor WanDit::run(Executor& ops, const Tensor& patches, const TimeModulation& t
                       std::move(qkv));  // [batch, tokens, dim]
     if (!y.defined()) return {};
     y = ops.linear(y, block.self_attn.o);
-    ResidualNorm r = ops.residual_layer_norm(std::move(x), y, m[i].select(2, kGate1),
-                                             block.norm3_weight, block.norm3_bias, eps);
+    ResidualNorm r =
+        ops.residual_layer_norm(std::move(x), y, m[i].select(2, kGate1), block.norm3_weight,
+                                block.norm3_bias, eps, &block.cross_attn.qkv);
     report("self_attn", i, r.x);
     // Cross-attention: no gate, no mask; padding rows of the text are attended
     const CrossKeys keys{text.layers[i].first, text.layers[i].second, text.distinct};
     y = ops.cross_attention(r.normalized, block.cross_attn.qkv, block.cross_attn.norm_q, eps, keys,
                             config_.num_heads, block.cross_attn.o);
     r = ops.residual_modulate(std::move(r.x), y, {}, m[i].select(2, kShift2),
-                              m[i].select(2, kScale2), eps);
+                              m[i].select(2, kScale2), eps, &block.ffn_0);
     report("cross_attn", i, r.x);
     // Feed-forward, then the norm of whatever comes next
     y = ops.feed_forward(r.normalized, block.ffn_0, Activation::kGeluTanh, block.ffn_2);
     const bool last = i + 1 == blocks_.size();
     const Tensor shift = last ? time.head_shift : m[i + 1].select(2, kShift1);
     const Tensor scale = last ? time.head_scale : m[i + 1].select(2, kScale1);
-    r = ops.residual_modulate(std::move(r.x), y, m[i].select(2, kGate2), shift, scale, eps);
+    const Linear* next =
+        last ? nullptr : &blocks_[i + 1].self_attn.qkv;  // the head's is cast first
+    r = ops.residual_modulate(std::move(r.x), y, m[i].select(2, kGate2), shift, scale, eps, next);
     report("ffn", i, r.x);
     x = std::move(r.x);
     n = std::move(r.normalized);

@@ -30,6 +30,26 @@ void require_dense(const Tensor& x, const char* op, const char* name) {
   require_contiguous(x, op, name);
 }
 
+// What a product reads: a norm may have left it in an executor's own form.
+void require_product_input(const Tensor& x, const char* op) {
+  if (x.defined() && x.dtype() == DType::kF8E4M3) {
+    require_contiguous(x, op, "x");
+  } else {
+    require_dense(x, op, "x");
+  }
+}
+
+class ReaderScope {
+ public:
+  ReaderScope(const Linear*& place, const Linear* reader) : place_(place) { place_ = reader; }
+  ReaderScope(const ReaderScope&) = delete;
+  ReaderScope& operator=(const ReaderScope&) = delete;
+  ~ReaderScope() { place_ = nullptr; }
+
+ private:
+  const Linear*& place_;
+};
+
 void require_vector(const Tensor& x, int64_t size, const char* op, const char* name) {
   UF_CHECK(x.defined() && x.dtype() == DType::kF32 && x.rank() == 1 && x.dim(0) == size &&
                x.contiguous(),
@@ -165,7 +185,7 @@ void Executor::prepare(Conv& conv, const PrepareOptions& options) {
 }
 
 Tensor Executor::linear(const Tensor& x, const Linear& weight, Activation activation) {
-  require_dense(x, "linear", "x");
+  require_product_input(x, "linear");
   UF_CHECK(weight.prepared != nullptr, "linear: the weight was not prepared");
   UF_CHECK(x.rank() >= 1 && x.dim(-1) == weight.in_features,
            "linear: x {} meets a weight of {} inputs", x.to_string(), weight.in_features);
@@ -175,7 +195,7 @@ Tensor Executor::linear(const Tensor& x, const Linear& weight, Activation activa
 
 Tensor Executor::feed_forward(const Tensor& x, const Linear& first, Activation activation,
                               const Linear& second) {
-  require_dense(x, "feed_forward", "x");
+  require_product_input(x, "feed_forward");
   UF_CHECK(first.prepared != nullptr && second.prepared != nullptr,
            "feed_forward: a weight was not prepared");
   UF_CHECK(
@@ -226,7 +246,7 @@ Tensor Executor::layer_norm(const Tensor& x, const Tensor& weight, const Tensor&
 }
 
 Tensor Executor::layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& scale,
-                                     float eps) {
+                                     float eps, const Linear* reader) {
   require_rank(x, 3, "layer_norm_modulate", "x");
   require_dense(x, "layer_norm_modulate", "x");
   require_rows(shift, x, "layer_norm_modulate", "shift");
@@ -234,6 +254,7 @@ Tensor Executor::layer_norm_modulate(const Tensor& x, const Tensor& shift, const
   UF_CHECK(shift.dim(1) == scale.dim(1), "layer_norm_modulate: shift {} and scale {}",
            shift.to_string(), scale.to_string());
   const OpTimer timer(*this, op_log_, "layer_norm_modulate", [&] { return element_cost(x, 2.0); });
+  const ReaderScope scope(reader_, reader);
   return do_layer_norm_modulate(x, shift, scale, eps);
 }
 
@@ -257,7 +278,8 @@ Tensor Executor::gated_residual(Tensor x, const Tensor& y, const Tensor& gate) {
 }
 
 ResidualNorm Executor::residual_modulate(Tensor x, const Tensor& y, const Tensor& gate,
-                                         const Tensor& shift, const Tensor& scale, float eps) {
+                                         const Tensor& shift, const Tensor& scale, float eps,
+                                         const Linear* reader) {
   require_rank(x, 3, "residual_modulate", "x");
   require_dense(x, "residual_modulate", "x");
   require_dense(y, "residual_modulate", "y");
@@ -269,11 +291,13 @@ ResidualNorm Executor::residual_modulate(Tensor x, const Tensor& y, const Tensor
            "residual_modulate: rows of gate {}, shift {} and scale {} differ", gate.to_string(),
            shift.to_string(), scale.to_string());
   const OpTimer timer(*this, op_log_, "residual_modulate", [&] { return element_cost(y, 4.0); });
+  const ReaderScope scope(reader_, reader);
   return do_residual_modulate(std::move(x), y, gate, shift, scale, eps);
 }
 
 ResidualNorm Executor::residual_layer_norm(Tensor x, const Tensor& y, const Tensor& gate,
-                                           const Tensor& weight, const Tensor& bias, float eps) {
+                                           const Tensor& weight, const Tensor& bias, float eps,
+                                           const Linear* reader) {
   require_rank(x, 3, "residual_layer_norm", "x");
   require_dense(x, "residual_layer_norm", "x");
   require_dense(y, "residual_layer_norm", "y");
@@ -282,6 +306,7 @@ ResidualNorm Executor::residual_layer_norm(Tensor x, const Tensor& y, const Tens
   require_optional_vector(weight, x.dim(-1), "residual_layer_norm", "weight");
   require_optional_vector(bias, x.dim(-1), "residual_layer_norm", "bias");
   const OpTimer timer(*this, op_log_, "residual_layer_norm", [&] { return element_cost(y, 4.0); });
+  const ReaderScope scope(reader_, reader);
   return do_residual_layer_norm(std::move(x), y, gate, weight, bias, eps);
 }
 
@@ -406,7 +431,7 @@ Tensor Executor::attention(const Tensor& q, const Tensor& k, const Tensor& v, in
 Tensor Executor::cross_attention(const Tensor& x, const Linear& q, const Tensor& norm_q, float eps,
                                  const CrossKeys& keys, int64_t heads, const Linear& o) {
   require_rank(x, 3, "cross_attention", "x");
-  require_dense(x, "cross_attention", "x");
+  require_product_input(x, "cross_attention");
   UF_CHECK(q.prepared != nullptr && o.prepared != nullptr,
            "cross_attention: a weight was not prepared");
   UF_CHECK(x.dim(2) == q.in_features && q.out_features == o.in_features,

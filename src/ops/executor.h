@@ -146,17 +146,22 @@ class Executor {
   Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps);
   /// layer_norm(x) * (1 + scale) + shift. x [batch, tokens, dim]; shift, scale f32
   /// [batch or 1, rows, dim] (may be strided): token n uses row n / (tokens / rows).
-  Tensor layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& scale, float eps);
+  /// Here and below `reader` may name the one weight whose product reads the normalized rows, as
+  /// the first argument of linear(), feed_forward() or cross_attention(): an executor may leave
+  /// them in a form of its own (f8_e4m3, scales out of sight), which nothing else takes.
+  Tensor layer_norm_modulate(const Tensor& x, const Tensor& shift, const Tensor& scale, float eps,
+                             const Linear* reader = nullptr);
   /// x / sqrt(mean(x^2) + eps) * weight over the last axis; weight [dim] f32.
   Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps);
   /// x + y * gate; gate f32 [batch or 1, rows, dim] as in layer_norm_modulate, or undefined for 1.
   Tensor gated_residual(Tensor x, const Tensor& y, const Tensor& gate);
   /// gated_residual followed by layer_norm_modulate of the result.
   ResidualNorm residual_modulate(Tensor x, const Tensor& y, const Tensor& gate, const Tensor& shift,
-                                 const Tensor& scale, float eps);
+                                 const Tensor& scale, float eps, const Linear* reader = nullptr);
   /// gated_residual followed by layer_norm of the result.
   ResidualNorm residual_layer_norm(Tensor x, const Tensor& y, const Tensor& gate,
-                                   const Tensor& weight, const Tensor& bias, float eps);
+                                   const Tensor& weight, const Tensor& bias, float eps,
+                                   const Linear* reader = nullptr);
   /// x / max(|x|_2, 1e-12) * sqrt(channels) * gamma over the last axis, then SiLU if asked.
   /// gamma [channels] f32. The Wan VAE's norm.
   Tensor channel_norm(const Tensor& x, const Tensor& gamma, bool silu);
@@ -281,6 +286,9 @@ class Executor {
  protected:
   Executor() = default;
 
+  /// Of the norm that is being queued.
+  [[nodiscard]] const Linear* reader() const { return reader_; }
+
   virtual Tensor do_empty(DType dtype, const Shape& shape) = 0;
   virtual Tensor do_to_device(const Tensor& host, DType dtype) = 0;
   virtual Tensor do_to_host(const Tensor& x) = 0;
@@ -357,6 +365,7 @@ class Executor {
 
  private:
   OpLog* op_log_ = nullptr;
+  const Linear* reader_ = nullptr;
 };
 
 }  // namespace ultraflash

@@ -242,12 +242,12 @@ Tensor CudaExecutor::do_cross_attention(const Tensor& x, const Linear& q, const 
     return do_linear(attended, o, Activation::kNone);
   }
   const int64_t rows = args.batch * args.queries;
-  const Fp8Rows attended{do_empty(DType::kF8E4M3, {rows, dim}), do_empty(DType::kF32, {rows})};
-  args.out = attended.values.mutable_raw();
-  args.out_scales = reinterpret_cast<float*>(attended.scales.mutable_raw());
+  const Tensor attended = empty_fp8({rows, dim});
+  args.out = attended.mutable_raw();
+  args.out_scales = scales_of(attended);
   kernels::text_attention(args, stream_);
   Tensor out = do_empty(DType::kBF16, x.shape().with(2, o.out_features));
-  product_in_fp8(attended, weight, Activation::kNone, out);
+  product_in_fp8(fp8_rows(attended, rows, dim), weight, Activation::kNone, out);
   return out;
 }
 

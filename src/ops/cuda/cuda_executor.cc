@@ -285,7 +285,14 @@ ResidualNorm CudaExecutor::residual_norm(Tensor x, const Tensor* y, const Tensor
     args.x_out = result.x.mutable_raw();
   }
   if (norm) {
-    result.normalized = do_empty(args.dtype, kept.shape());
+    const auto* weight =
+        reader() != nullptr ? static_cast<const CudaLinear*>(reader()->prepared.get()) : nullptr;
+    if (weight != nullptr && weight->weight8.defined() && kernels::norm_quantises(args)) {
+      result.normalized = empty_fp8(kept.shape());
+      args.n_scales = scales_of(result.normalized);
+    } else {
+      result.normalized = do_empty(args.dtype, kept.shape());
+    }
     args.n_out = result.normalized.mutable_raw();
   }
   kernels::residual_norm(args, stream_);

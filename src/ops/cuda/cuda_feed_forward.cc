@@ -19,7 +19,8 @@ Tensor CudaExecutor::do_feed_forward(const Tensor& x, const Linear& first, Activ
   const int64_t rows = x.numel() / std::max<int64_t>(first.in_features, 1);
   const auto& a = static_cast<const CudaLinear&>(*first.prepared);
   const auto& b = static_cast<const CudaLinear&>(*second.prepared);
-  if (rows <= kMostRows || a.compute != x.dtype() || b.compute != x.dtype()) {
+  const bool fp8 = x.dtype() == DType::kF8E4M3;
+  if (rows <= kMostRows || (a.compute != x.dtype() && !fp8) || b.compute != a.compute) {
     return do_linear(do_linear(x, first, activation), second, Activation::kNone);
   }
   const int64_t parts = (rows + kMostRows - 1) / kMostRows;
@@ -30,8 +31,13 @@ Tensor CudaExecutor::do_feed_forward(const Tensor& x, const Linear& first, Activ
   for (int64_t begin = 0; begin < rows; begin += step) {
     const int64_t end = std::min(begin + step, rows);
     const Tensor inner = do_empty(a.compute, {end - begin, first.out_features});
-    product(flat.slice(0, begin, end), end - begin, a, first.in_features, first.out_features,
-            activation, inner);
+    if (fp8) {
+      const float* scales = scales_of(x) + begin;
+      product_in_fp8({flat.slice(0, begin, end), scales}, a, activation, inner);
+    } else {
+      product(flat.slice(0, begin, end), end - begin, a, first.in_features, first.out_features,
+              activation, inner);
+    }
     product(inner, end - begin, b, second.in_features, second.out_features, Activation::kNone,
             flat_y.slice(0, begin, end));
   }

@@ -160,9 +160,14 @@ class CudaExecutor final : public Executor {
   Tensor joined_parts(const std::vector<Tensor>& parts, DType dtype);
   /// Rows in e4m3 with a scale each.
   struct Fp8Rows {
-    Tensor values;
-    Tensor scales;
+    Tensor values;  // [rows, dim]; the scales live in the same memory
+    const float* scales;
   };
+  /// A tensor of such rows, f32 scales behind the values: what products in e4m3 read, and what
+  /// norms and attention leave for a product that will be one.
+  Tensor empty_fp8(const Shape& shape);
+  static float* scales_of(const Tensor& x);
+  /// x as it is, if empty_fp8() made it, else quantised.
   Fp8Rows fp8_rows(const Tensor& x, int64_t rows, int64_t dim);
   void product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
                       const Tensor& y);

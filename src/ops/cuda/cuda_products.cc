@@ -147,16 +147,29 @@ void CudaExecutor::do_prepare(Conv& conv, const PrepareOptions& options) {
   conv.prepared = std::move(prepared);
 }
 
+Tensor CudaExecutor::empty_fp8(const Shape& shape) {
+  const int64_t rows = shape.numel() / std::max<int64_t>(shape[shape.rank() - 1], 1);
+  const auto scale_bytes = rows * static_cast<int64_t>(sizeof(float));
+  return do_empty(DType::kF8E4M3, {shape.numel() + scale_bytes})
+      .slice(0, 0, shape.numel())
+      .reshape(shape);
+}
+
+float* CudaExecutor::scales_of(const Tensor& x) {
+  return reinterpret_cast<float*>(x.mutable_raw() + x.numel());
+}
+
 CudaExecutor::Fp8Rows CudaExecutor::fp8_rows(const Tensor& x, int64_t rows, int64_t dim) {
-  Fp8Rows made{do_empty(DType::kF8E4M3, {rows, dim}), do_empty(DType::kF32, {rows})};
+  if (x.dtype() == DType::kF8E4M3) return {x.reshape({rows, dim}), scales_of(x)};
+  const Tensor made = empty_fp8({rows, dim});
   kernels::QuantiseArgs args;
   args.x = x.raw();
   args.rows = rows;
   args.dim = dim;
-  args.y = made.values.mutable_raw();
-  args.scales = reinterpret_cast<float*>(made.scales.mutable_raw());
+  args.y = made.mutable_raw();
+  args.scales = scales_of(made);
   kernels::quantise_rows(args, stream_);
-  return made;
+  return {made, args.scales};
 }
 
 void CudaExecutor::product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Activation activation,
@@ -165,7 +178,7 @@ void CudaExecutor::product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Ac
   args.dtype = DType::kBF16;
   args.x = x.values.raw();
   args.w = weight.weight8.raw();
-  args.x_scales = floats(x.scales);
+  args.x_scales = x.scales;
   args.w_scales = floats(weight.scales8);
   args.y = y.mutable_raw();
   args.rows = x.values.dim(0);
@@ -202,6 +215,8 @@ void CudaExecutor::product(const Tensor& x, int64_t rows, const CudaLinear& weig
     product_in_fp8(fp8_rows(x, rows, in), weight, activation, y);
     return;
   }
+  UF_CHECK(x.dtype() == weight.compute, "a product of {} with a weight in {}", x.to_string(),
+           dtype_name(weight.compute));
   const Tensor w =
       weight.streamed.empty() ? weight.weight : joined_parts(weight.streamed, weight.compute);
   ProductArgs args;
@@ -236,7 +251,8 @@ void CudaExecutor::product(const Tensor& x, int64_t rows, const CudaLinear& weig
 
 Tensor CudaExecutor::do_linear(const Tensor& x, const Linear& weight, Activation activation) {
   const auto& prepared = static_cast<const CudaLinear&>(*weight.prepared);
-  const Tensor input = x.dtype() == prepared.compute ? x : do_cast(x, prepared.compute);
+  const bool ready = x.dtype() == prepared.compute || x.dtype() == DType::kF8E4M3;
+  const Tensor input = ready ? x : do_cast(x, prepared.compute);
   Tensor y = do_empty(prepared.compute, x.shape().with(-1, weight.out_features));
   product(input, x.numel() / std::max<int64_t>(weight.in_features, 1), prepared, weight.in_features,
           weight.out_features, activation, y);

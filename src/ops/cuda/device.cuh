@@ -93,6 +93,26 @@ __device__ __forceinline__ float sum_each(float (&x)[COUNT]) {
   return x[0];
 }
 
+/// The same for the largest of each.
+template <int COUNT>
+__device__ __forceinline__ float max_each(float (&x)[COUNT]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int step = 16;
+#pragma unroll
+  for (int half = COUNT / 2; half >= 1; half /= 2, step /= 2) {
+    const bool upper = (lane & step) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float mine = upper ? x[i + half] : x[i];
+      const float other = upper ? x[i] : x[i + half];
+      x[i] = fmaxf(mine, __shfl_xor_sync(0xFFFFFFFFU, other, step));
+    }
+  }
+#pragma unroll
+  for (; step >= 1; step /= 2) x[0] = fmaxf(x[0], __shfl_xor_sync(0xFFFFFFFFU, x[0], step));
+  return x[0];
+}
+
 /// The sum over all threads of a CTA, in all of them. `scratch`: 32 floats of shared memory, which
 /// may be used again at once (it begins and ends with a barrier of the whole CTA).
 __device__ inline float block_sum(float x, float* scratch) {

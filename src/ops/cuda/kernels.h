@@ -144,10 +144,14 @@ struct ResidualNormArgs {
   const void* y = nullptr;  // null: no residual
   void* x_out = nullptr;    // x + y * gate; may be x
   void* n_out = nullptr;    // null: no norm
+  // Set: n_out is e4m3 and these are scales [rows], as quantise_rows makes them of bf16 ones. Where
+  // norm_quantises() says so.
+  float* n_scales = nullptr;
   RowVectors gate, scale, shift;
   bool one_plus_scale = false;
   float eps = 0.0F;
 };
+bool norm_quantises(const ResidualNormArgs& args);
 void residual_norm(const ResidualNormArgs& args, cudaStream_t stream);
 void rms_norm(DType dtype, const void* x, const float* weight, float eps, int64_t rows, int64_t dim,
               void* y, cudaStream_t stream);

@@ -6,7 +6,7 @@
 // thread (1536 bf16: 192 threads), so x and y are read once and both results written once; the
 // variance is taken about the mean in a second sum over registers. Other rows are read again from
 // cache, element by element. Bound by bytes.
-#include "ops/cuda/device.cuh"
+#include "ops/cuda/quantise.cuh"
 
 namespace ultraflash::cuda::kernels {
 namespace {
@@ -56,9 +56,26 @@ __device__ __forceinline__ void row_means(float (&x)[kRows], float factor,
   }
 }
 
-__global__ void __launch_bounds__(32 * kMostWarps)
+/// The largest of a value for each row over the CTA; values are not negative.
+__device__ __forceinline__ void row_maxima(float (&x)[kRows], float (&scratch)[kRows][kMostWarps]) {
+  const unsigned lane = threadIdx.x % 32;
+  const float top = max_each(x);
+  if (lane % 8 == 0) scratch[lane / 8][threadIdx.x / 32] = top;
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float4 low = *reinterpret_cast<const float4*>(&scratch[r][0]);
+    const float4 high = *reinterpret_cast<const float4*>(&scratch[r][4]);
+    x[r] = fmaxf(fmaxf(fmaxf(low.x, low.y), fmaxf(low.z, low.w)),
+                 fmaxf(fmaxf(high.x, high.y), fmaxf(high.z, high.w)));
+  }
+}
+
+template <bool FP8>
+__global__ void __launch_bounds__(32 * kMostWarps, 4)
     residual_norm_rows(const __grid_constant__ ResidualNormArgs a) {
-  __shared__ __align__(16) float scratch[2][kRows][kMostWarps];
+  constexpr int kSums = FP8 ? 3 : 2;
+  __shared__ __align__(16) float scratch[kSums][kRows][kMostWarps];
   const auto thread = static_cast<int>(threadIdx.x);
   const auto dim = static_cast<int>(a.dim);
   const int column = thread * kColumns;
@@ -68,7 +85,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   const auto tokens = static_cast<uint32_t>(a.tokens);
   const uint32_t batch = t / tokens;
   const uint32_t vector = (t - batch * tokens) / static_cast<uint32_t>(a.tokens_per_row);
-  for (int i = thread; i < 2 * kRows * kMostWarps; i += static_cast<int>(blockDim.x)) {
+  for (int i = thread; i < kSums * kRows * kMostWarps; i += static_cast<int>(blockDim.x)) {
     const int warp = i % kMostWarps;
     if (warp < static_cast<int>(blockDim.x) / 32) continue;
     scratch[i / (kRows * kMostWarps)][i / kMostWarps % kRows][warp] = 0.0F;
@@ -143,17 +160,40 @@ __global__ void __launch_bounds__(32 * kMostWarps)
 #pragma unroll
     for (float& s : scale) s += 1.0F;
   }
+  Pack<bf16, kColumns> out[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const float factor = rsqrtf(inverse[r] + a.eps);
-    float n[kColumns];
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) n[i] = v[r][i] * factor * scale[i] + shift[i];
-    if (active) {
-      Pack<bf16, kColumns> out;
+    for (int i = 0; i < kColumns; ++i) {
+      out[r].x[i] = as<bf16>(v[r][i] * factor * scale[i] + shift[i]);
+    }
+  }
+  if constexpr (FP8) {
+    float top[kRows] = {};
 #pragma unroll
-      for (int i = 0; i < kColumns; ++i) out.x[i] = as<bf16>(n[i]);
-      *reinterpret_cast<Pack<bf16, kColumns>*>(static_cast<bf16*>(a.n_out) + at + r * dim) = out;
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        top[r] = fmaxf(top[r], fabsf(as_float(out[r].x[i])));
+      }
+    }
+    row_maxima(top, scratch[2]);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const Fp8Scale fp8 = fp8_scale(top[r]);
+      if (thread == 0) a.n_scales[t + r] = fp8.scale;
+      if (!active) continue;
+      float n[kColumns];
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) n[i] = as_float(out[r].x[i]);
+      *reinterpret_cast<Pack<uint8_t, kColumns>*>(static_cast<uint8_t*>(a.n_out) + at + r * dim) =
+          to_fp8(n, fp8.factor);
+    }
+  } else if (active) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      *reinterpret_cast<Pack<bf16, kColumns>*>(static_cast<bf16*>(a.n_out) + at + r * dim) = out[r];
     }
   }
 }
@@ -339,23 +379,33 @@ void launch_scale_rows(DType dtype, const void* x, const float* weight, float ep
 }
 
 bool four_rows_fit(const ResidualNormArgs& a) {
-  return a.dtype == DType::kBF16 && a.n_out != nullptr && a.dim % kColumns == 0 &&
-         a.dim / kColumns <= 32 * kMostWarps && a.tokens % kRows == 0 &&
-         a.tokens_per_row % kRows == 0 && a.rows % a.tokens == 0 && a.rows < int64_t{1} << 31 &&
-         packable(a.x) && packable(a.y) && packable(a.x_out) && packable(a.n_out) &&
-         vectors_packable(a.gate) && vectors_packable(a.scale) && vectors_packable(a.shift);
+  return a.dtype == DType::kBF16 && a.dim % kColumns == 0 && a.dim / kColumns <= 32 * kMostWarps &&
+         a.tokens % kRows == 0 && a.tokens_per_row % kRows == 0 && a.rows % a.tokens == 0 &&
+         a.rows < int64_t{1} << 31 && packable(a.x) && packable(a.y) && packable(a.x_out) &&
+         packable(a.n_out) && vectors_packable(a.gate) && vectors_packable(a.scale) &&
+         vectors_packable(a.shift);
 }
 
 }  // namespace
 
+bool norm_quantises(const ResidualNormArgs& args) { return four_rows_fit(args); }
+
 void residual_norm(const ResidualNormArgs& args, cudaStream_t stream) {
   if (args.rows * args.dim == 0) return;
-  if (four_rows_fit(args)) {
-    residual_norm_rows<<<static_cast<unsigned>(args.rows / kRows), threads_for(args.dim, kColumns),
-                         0, stream>>>(args);
+  if (args.n_out != nullptr && four_rows_fit(args)) {
+    const auto go = [&](auto kernel) {
+      kernel<<<static_cast<unsigned>(args.rows / kRows), threads_for(args.dim, kColumns), 0,
+               stream>>>(args);
+    };
+    if (args.n_scales != nullptr) {
+      go(residual_norm_rows<true>);
+    } else {
+      go(residual_norm_rows<false>);
+    }
     UF_CUDA_LAUNCHED();
     return;
   }
+  require(args.n_scales == nullptr, "residual_norm: e4m3 rows of this form");
   with_type(args.dtype, [&](auto tag) {
     using T = decltype(tag);
     constexpr int N = 16 / static_cast<int>(sizeof(T));
