@@ -7,8 +7,8 @@
 // and v, all loaded before anything waits. Where a row or a head does not divide like that, one CTA
 // per token, a pair of elements per thread and step.
 //
-// In e4m3 other CTAs of the launch take v, 16 tokens each whose rows of the cache are a group of
-// 16, a thread 8 columns: 16 tokens are the 16 bytes that e4m3 has next to each other.
+// In e4m3 other CTAs of the launch take v, a head of some groups of 16 rows of the cache each, and
+// transpose it in shared memory: 16 tokens are the 16 bytes that e4m3 has next to each other.
 #include "ops/cuda/quantise.cuh"
 
 namespace ultraflash::cuda::kernels {
@@ -17,8 +17,10 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMaxPairs = 512;  // of a head
 constexpr int kColumns = 8;     // of a thread
-constexpr int kGroup = 16;      // tokens of a CTA that takes v in e4m3
-constexpr int kTokens = 2;      // of any other
+constexpr int kGroup = 16;      // tokens of a warp that takes v in e4m3
+constexpr int kMostGroups = 8;  // of such a CTA
+constexpr int kHeadColumns = 128;
+constexpr int kTokens = 2;  // of any other
 static_assert(kTokens == 2, "the factors of a first and a second token");
 constexpr int kMaxWarps = 32;
 
@@ -117,96 +119,117 @@ __global__ void __launch_bounds__(kThreads) to_cache_kernel(QkvArgs a, int64_t c
               static_cast<T*>(a.v) + row * a.dim);
 }
 
-/// Where a CTA stands: rows [begin, end) of a sample's cache within a group of 16 of a frame.
-struct GroupRows {
-  int64_t sample, frame, position;
-  int64_t frame_row;  // of the cache, where the frame begins
-  int64_t group, begin, end;
-};
-__device__ __forceinline__ GroupRows group_rows(const QkvArgs& a, int groups) {
-  const PlaceNumbers& place = numbers(a.place);
-  const int64_t per_frame = a.grid.height * a.grid.width;
-  GroupRows r;
-  const uint32_t of_samples = blockIdx.x / static_cast<uint32_t>(groups);
-  const auto frames = static_cast<uint32_t>(a.grid.frames);
-  r.sample = of_samples / frames;
-  r.frame = of_samples % frames;
-  r.position =
-      place.first_frame + (place.position_period > 0 ? r.frame % place.position_period : r.frame);
-  int64_t slot = place.first_slot + r.frame;
-  if (slot >= place.ring_end) slot = place.ring_begin + (slot - place.ring_end);
-  r.frame_row = slot * per_frame;
-  r.group = (r.frame_row / kGroup + blockIdx.x % static_cast<uint32_t>(groups)) * kGroup;
-  r.begin = max(r.group, r.frame_row);
-  r.end = min(r.group + kGroup, r.frame_row + per_frame);
-  return r;
+/// Tiles of v that cover a frame wherever it begins in the cache, `groups` groups of 16 rows each.
+__host__ __device__ constexpr int value_tiles(int64_t per_frame, int groups) {
+  return (static_cast<int>(per_frame / kGroup) + 2 + groups - 1) / groups;
+}
+/// Groups of a tile: a warp each.
+__host__ __device__ constexpr int value_groups(int threads) {
+  return threads / 32 < kMostGroups ? threads / 32 : kMostGroups;
 }
 
-// The 16 bytes of each of a thread's columns.
-__device__ __forceinline__ void store_values(const QkvArgs& a, const GroupRows& rows,
-                                             int64_t cache_tokens, int column,
-                                             const uint32_t (&words)[kColumns][4]) {
-  const int64_t blocks = (cache_tokens + 127) / 128;
-  uint8_t* to = static_cast<uint8_t*>(a.v) +
-                ((rows.sample * blocks + rows.group / 128) * a.dim + column) * 128 +
-                rows.group % 128;
-  const bool whole = rows.end - rows.begin == kGroup;
+// v of a head and some groups of 16 rows of the cache, transposed: a warp loads 16 tokens, 4 of
+// them and 8 columns of each half of the head a thread, and leaves words of 4 keys in shared
+// memory, where `transposed` is [128 columns][8 groups][4 words] with groups of column c at their
+// place exclusive-or c / 8, so that neither side has bank conflicts. Rows then leave in runs of 16
+// bytes a group.
+__device__ __forceinline__ void write_values(const QkvArgs& a, int64_t cache_tokens,
+                                             uint32_t* transposed) {
+  const PlaceNumbers& place = numbers(a.place);
+  const auto thread = static_cast<int>(threadIdx.x);
+  const auto threads = static_cast<int>(blockDim.x);
+  const auto per_frame = static_cast<int>(a.grid.height * a.grid.width);
+  const auto frames = static_cast<uint32_t>(a.grid.frames);
+  const auto heads = static_cast<uint32_t>(a.heads);
+  const int groups = value_groups(threads);
+  const auto tiles = static_cast<uint32_t>(value_tiles(per_frame, groups));
+  uint32_t index = blockIdx.x;
+  const uint32_t head = index % heads;
+  index /= heads;
+  const uint32_t tile = index % tiles;
+  index /= tiles;
+  const uint32_t sample = index / frames;
+  const uint32_t frame = index - sample * frames;
+  int64_t slot = place.first_slot + frame;
+  if (slot >= place.ring_end) slot = place.ring_begin + (slot - place.ring_end);
+  const int64_t frame_row = slot * per_frame;
+  const int64_t first_row = frame_row / kGroup * kGroup + int64_t{tile} * groups * kGroup;
+
+  const int warp = thread / 32;
+  if (warp < groups) {
+    const int columns = thread % 8;    // 8 of each half
+    const int word = thread % 32 / 8;  // of the group
+    const auto in_frame = static_cast<int>(first_row - frame_row) + kGroup * warp;
+    const auto* v = static_cast<const bf16*>(a.qkv) +
+                    (int64_t{index} * per_frame + in_frame) * 3 * a.dim + 2 * a.dim +
+                    head * kHeadColumns + columns * kColumns;
+    Pack<bf16, kColumns> in[2][4];
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i, to += 128) {
-    if (whole) {
-      *reinterpret_cast<uint4*>(to) =
-          make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
+    for (int n = 0; n < 4; ++n) {
+      // Keys 8 n + 2 w + {0, 1} are bytes 2 n + {0, 1} of word w: fp8_key_place.
+      const int row = 2 * word + n % 2 + n / 2 * 8;
+      const bool present = in_frame + row >= 0 && in_frame + row < per_frame;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (present) {
+          in[half][n] = *reinterpret_cast<const Pack<bf16, kColumns>*>(
+              v + int64_t{row} * 3 * a.dim + half * kHeadColumns / 2);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kColumns; ++i) in[half][n].x[i] = as<bf16>(0.0F);
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        const auto pair = [&](int n) -> uint32_t {
+          return __nv_cvt_float2_to_fp8x2(
+              make_float2(as_float(in[half][n].x[i]), as_float(in[half][n + 1].x[i])),
+              __NV_SATFINITE, __NV_E4M3);
+        };
+        const int column = half * kHeadColumns / 2 + columns * kColumns + i;
+        transposed[(column * kMostGroups + (warp ^ columns)) * 4 + word] = pair(0) | pair(2) << 16;
+      }
+    }
+  }
+  __syncthreads();
+  const int64_t blocks = (cache_tokens + 127) / 128;
+  auto* out = static_cast<uint8_t*>(a.v);
+  for (int i = thread; i < kHeadColumns * kMostGroups; i += threads) {
+    const int column = i / kMostGroups;
+    const int group = i % kMostGroups;
+    const int64_t row = first_row + group * kGroup;
+    const auto in_frame = static_cast<int>(row - frame_row);
+    if (group >= groups || in_frame >= per_frame) continue;
+    const uint4 keys = *reinterpret_cast<const uint4*>(
+        transposed + (column * kMostGroups + (group ^ column / kColumns % kMostGroups)) * 4);
+    uint8_t* to = out +
+                  ((sample * blocks + row / 128) * a.dim + head * kHeadColumns + column) * 128 +
+                  row % 128;
+    if (in_frame >= 0 && in_frame + kGroup <= per_frame) {
+      *reinterpret_cast<uint4*>(to) = keys;
       continue;
     }
     // The other keys of the group belong to another frame.
+    const uint32_t words[4] = {keys.x, keys.y, keys.z, keys.w};
 #pragma unroll
-    for (int place = 0; place < kGroup; ++place) {
-      const int64_t row = rows.group + fp8_key_at(place);
-      if (row >= rows.begin && row < rows.end) {
-        to[place] = static_cast<uint8_t>(words[i][place / 4] >> 8 * (place % 4));
+    for (int place_of = 0; place_of < kGroup; ++place_of) {
+      const int at = in_frame + fp8_key_at(place_of);
+      if (at >= 0 && at < per_frame) {
+        to[place_of] = static_cast<uint8_t>(words[place_of / 4] >> 8 * (place_of % 4));
       }
     }
   }
-}
-
-// v of a CTA's tokens: `v` is where the token at row 0 of the cache would lie, had it one.
-__device__ __forceinline__ void write_values(const QkvArgs& a, const GroupRows& rows,
-                                             int64_t cache_tokens, int column, const bf16* v) {
-  uint32_t words[kColumns][4];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    Pack<bf16, kColumns> in[8];
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const int64_t row = rows.group + 8 * half + n;
-      if (row >= rows.begin && row < rows.end) {
-        in[n] = *reinterpret_cast<const Pack<bf16, kColumns>*>(v + row * 3 * a.dim);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) in[n].x[i] = as<bf16>(0.0F);
-      }
-    }
-    // Keys 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) {
-        const uint32_t pair = __nv_cvt_float2_to_fp8x2(
-            make_float2(as_float(in[2 * w].x[i]), as_float(in[2 * w + 1].x[i])), __NV_SATFINITE,
-            __NV_E4M3);
-        words[i][w] = half == 0 ? pair : words[i][w] | pair << 16;
-      }
-    }
-  }
-  store_values(a, rows, cache_tokens, column, words);
 }
 
 // The norm weights of 8 columns become what q and k are multiplied by so that e4m3 holds them.
-__device__ __forceinline__ void to_fp8_weights(const QkvArgs& a, bool active, float (&q)[kColumns],
-                                               float (&k)[kColumns]) {
+__device__ __forceinline__ void to_fp8_weights(const QkvArgs& a, bool active, bool writes,
+                                               float (&q)[kColumns], float (&k)[kColumns]) {
   const Fp8HeadScales scales = fp8_head_scales(q, k, static_cast<float>(a.dim));
-  // Every CTA writes the same numbers.
-  if (active && threadIdx.x % 16 == 0) a.scales[threadIdx.x / 16] = scales.q * scales.k;
+  // The same for every CTA; thousands of them writing one address would queue up there.
+  if (writes && active && threadIdx.x % 16 == 0) a.scales[threadIdx.x / 16] = scales.q * scales.k;
   const float factor_q = __fdividef(1.0F, scales.q);
   const float factor_k = __fdividef(1.0F, scales.k);
 #pragma unroll
@@ -218,8 +241,7 @@ __device__ __forceinline__ void to_fp8_weights(const QkvArgs& a, bool active, fl
 
 template <typename T, bool FP8, int MAX_THREADS, int CTAS>
 __global__ void __launch_bounds__(MAX_THREADS, CTAS)
-    packed_kernel(const __grid_constant__ QkvArgs a, int64_t cache_tokens, int groups,
-                  int value_ctas) {
+    packed_kernel(const __grid_constant__ QkvArgs a, int64_t cache_tokens, int value_ctas) {
   constexpr int N = 16 / static_cast<int>(sizeof(T));
   __shared__ __align__(16) float2 factors[kTokens][kMaxPairs / kTokens];
   __shared__ __align__(16) float partial[2 * kTokens][kMaxWarps];
@@ -234,13 +256,8 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
   const auto* qkv = static_cast<const T*>(a.qkv);
   if constexpr (FP8) {
     if (static_cast<int>(blockIdx.x) < value_ctas) {
-      const GroupRows rows = group_rows(a, groups);
-      // Of the token at row 0 of the cache, had it one.
-      const int64_t token0 =
-          rows.sample * int64_t{tokens} + rows.frame * per_frame - rows.frame_row;
-      if (rows.begin < rows.end && active) {
-        write_values(a, rows, cache_tokens, column, qkv + token0 * 3 * a.dim + 2 * a.dim + column);
-      }
+      __shared__ __align__(16) uint32_t transposed[kHeadColumns * kMostGroups * 4];
+      write_values(a, cache_tokens, transposed);
       return;
     }
   }
@@ -288,7 +305,7 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
       weight_k[i] = wk.x, weight_k[i + 1] = wk.y, weight_k[i + 2] = wk.z, weight_k[i + 3] = wk.w;
     }
   }
-  if constexpr (FP8) to_fp8_weights(a, active, weight_q, weight_k);
+  if constexpr (FP8) to_fp8_weights(a, active, first == 0, weight_q, weight_k);
   const PlaceNumbers& place = numbers(a.place);
   const RotaryTable& r = a.rotary;
   const auto width = static_cast<int>(a.grid.width);
@@ -413,11 +430,13 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
                 packable(args.norm_q) && packable(args.norm_k),
             "attention in e4m3: bf16 before it and heads of 128, of at most 64");
     const int64_t threads = (args.dim / kColumns + 31) / 32 * 32;
-    const int64_t groups = args.grid.height * args.grid.width / kGroup + 2;
-    const auto value_ctas = static_cast<unsigned>(args.batch * args.grid.frames * groups);
+    const int tiles =
+        value_tiles(args.grid.tokens_per_frame(), value_groups(static_cast<int>(threads)));
+    const auto value_ctas =
+        static_cast<unsigned>(args.batch * args.grid.frames * tiles * args.heads);
     const auto go = [&](auto kernel) {
       kernel<<<value_ctas + token_ctas, static_cast<unsigned>(threads), 0, stream>>>(
-          args, cache_tokens, static_cast<int>(groups), static_cast<int>(value_ctas));
+          args, cache_tokens, static_cast<int>(value_ctas));
     };
     if (threads <= 192) {
       go(packed_kernel<bf16, true, 192, 4>);
@@ -438,8 +457,8 @@ void qkv_to_cache(const QkvArgs& args, int64_t cache_tokens, cudaStream_t stream
         return;
       }
       const auto go = [&](auto kernel) {
-        kernel<<<token_ctas, static_cast<unsigned>(threads), 0, stream>>>(
-            args, cache_tokens, /*groups=*/0, /*value_ctas=*/0);
+        kernel<<<token_ctas, static_cast<unsigned>(threads), 0, stream>>>(args, cache_tokens,
+                                                                          /*value_ctas=*/0);
       };
       if (threads <= 192) {
         go(packed_kernel<T, false, 192, 4>);

@@ -133,26 +133,26 @@ template <typename T>
 __device__ __forceinline__ void write_values(const T* v, int64_t pitch, const TokenSource* sources,
                                              int begin, int end, uint8_t* to) {
   for (int first = begin; first < end; first += 16) {
-    uint32_t words[kColumns][4];
+    Columns<T> in[16];  // all of them on their way at once
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Columns<T> in[8];
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int from = sources[first + 8 * half + n - begin].row;
-        if (from >= 0) {
-          in[n].load(v + from * pitch);
-        } else {
-          in[n].clear();
-        }
+    for (int n = 0; n < 16; ++n) {
+      const int from = sources[first + n - begin].row;
+      if (from >= 0) {
+        in[n].load(v + from * pitch);
+      } else {
+        in[n].clear();
       }
-      // Tokens 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
+    }
+    uint32_t words[kColumns][4];
+    // Tokens 8 half + 2 w + {0, 1} are bytes 2 half + {0, 1} of word w: fp8_key_place.
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
+    for (int w = 0; w < 4; ++w) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
         float low[kColumns];
         float high[kColumns];
-        in[2 * w].unpack(low);
-        in[2 * w + 1].unpack(high);
+        in[8 * half + 2 * w].unpack(low);
+        in[8 * half + 2 * w + 1].unpack(high);
 #pragma unroll
         for (int i = 0; i < kColumns; ++i) {
           const uint32_t pair =
@@ -223,8 +223,10 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     const Fp8HeadScales scales = fp8_head_scales(weight_q, weight_k, static_cast<float>(p.dim));
     factor_q = 1.0F / scales.q;
     factor_k = 1.0F / scales.k;
-    // Every CTA writes the same numbers.
-    if (active && thread % 16 == 0) p.scales[thread / 16] = scales.q * scales.k;
+    // The same for every CTA; thousands of them writing one address would queue up there.
+    if (blockIdx.x == 0 && active && thread % 16 == 0) {
+      p.scales[thread / 16] = scales.q * scales.k;
+    }
   }
   int slot = static_cast<int>(*p.first_slot) + p.cached_blocks + temporal;
   if (slot >= p.capacity_blocks) slot -= p.capacity_blocks;
