@@ -16,15 +16,19 @@ __device__ __forceinline__ float apply_fast(Activation activation, float x) {
   return __fdividef(x, 1.0F + __expf(-u));
 }
 
+// Rows are taken last to first: of 84 MB of inner rows of a feed-forward half the last ones are
+// still in L2 when the product before this pass ends, and the first ones should be when the product
+// behind it begins. What was read is not needed again.
 // A row stays in registers between the search for its largest element and the conversion, CHUNKS
 // packs of 8 a thread: one warp per row up to 2048 elements, else one CTA.
 template <int CHUNKS, bool WARP>
 __global__ void __launch_bounds__(kThreads)
     quantise_kernel(const bf16* x, int64_t rows, int dim, uint8_t* y, float* scales) {
   __shared__ float scratch[32];
-  const int64_t row =
+  const int64_t from_last =
       WARP ? int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32 : int64_t{blockIdx.x};
-  if (WARP && row >= rows) return;
+  if (WARP && from_last >= rows) return;
+  const int64_t row = rows - 1 - from_last;
   const int thread = static_cast<int>(WARP ? threadIdx.x % 32 : threadIdx.x);
   const int threads = static_cast<int>(WARP ? 32 : blockDim.x);
   x += row * dim;
@@ -33,7 +37,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
     const int at = (c * threads + thread) * kPack;
-    if (at < dim) v[c] = *reinterpret_cast<const Pack<bf16, kPack>*>(x + at);
+    if (at >= dim) continue;
+    const uint4 words = __ldcs(reinterpret_cast<const uint4*>(x + at));
+    v[c] = *reinterpret_cast<const Pack<bf16, kPack>*>(&words);
   }
   float top = 0.0F;
 #pragma unroll
