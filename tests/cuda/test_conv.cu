@@ -209,6 +209,7 @@ int run(bool with_bench) {
                                               {1, 113, 203},
                                               {2, 120, 208}}) {
     test({"frame", ConvInput::kFrame, frames, height, width, 3, false, true, false});
+    test({"frame", ConvInput::kFrame, frames, height, width, 1, false, false, true});
     test({"frame", ConvInput::kFrame, frames, height, width, 8, false, true, true});
     test({"frame", ConvInput::kFrame, frames, height, width, 64, false, true, true});
     test({"frame", ConvInput::kFrame, frames, height, width, 64, false, true, true, true});

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "ops/cuda/conv_few.h"
 #include "ops/cuda/conv_sm90.h"
 #include "ops/cuda/sm90/tensor_maps.h"
 #include "ops/cuda/sm90/tiles.cuh"
@@ -412,6 +413,9 @@ void enlarged_weights(const float* weight, float* enlarged) {
 
 cudaError_t convolve(const ConvArgs& a, int multiprocessors, cudaStream_t stream) {
   if (!conv_supports(a)) return cudaErrorNotSupported;
+  const ConvFewArgs few{a.x,      a.weight, a.bias,     a.y,   a.frames,
+                        a.height, a.width,  a.channels, a.relu};
+  if (a.input == ConvInput::kFrame && conv_few_supports(few)) return convolve_few(few, stream);
   switch (a.input) {
     case ConvInput::kWithPast:
       return launch<ConvInput::kWithPast, 64>(a, multiprocessors, stream);

@@ -16,6 +16,7 @@
 // 64 keys), results once.
 #include <algorithm>
 
+#include "ops/cuda/mma.cuh"
 #include "ops/cuda/quantise.cuh"
 
 namespace ultraflash::cuda::kernels {
@@ -28,16 +29,6 @@ constexpr int kTiles = kRows / 16;
 constexpr int kKeys = 64;     // of a block
 constexpr int kMerged = 32;   // float4 of a thread that wait between blocks
 constexpr int kColumns = 64;  // of half a head
-
-/// D += A B for A [16, 16] and B [16, 8] of bf16.
-__device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                             uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 __device__ __forceinline__ uint32_t packed(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
@@ -136,8 +127,7 @@ __device__ __forceinline__ void scores(const TextAttentionArgs& a, const Thread&
       if (t >= 4 && !wide) break;
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
-        multiply_add(s[m][t], q[m][0].x, q[m][1].x, q[m][0].y, q[m][1].y, key[t].x, key[t].y);
-        multiply_add(s[m][t], q[m][0].z, q[m][1].z, q[m][0].w, q[m][1].w, key[t].z, key[t].w);
+        multiply_add(s[m][t], q[m][0], q[m][1], key[t]);
       }
     }
   }

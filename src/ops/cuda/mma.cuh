@@ -1,0 +1,32 @@
+// The matrix instruction of a warp, sm_80 and later: PTX ISA, "mma.sync.m16n8k16".
+//
+// Element places, of thread 4 g + c: A rows g and g + 8 at inner columns 2 c + {0, 1} and
+// 2 c + 8 + {0, 1} (a0 row g, a1 row g + 8, then a2 and a3 of the second columns), B the same inner
+// rows at column g, D rows g and g + 8 at columns 2 c + {0, 1}. The order along the inner axis is
+// free as long as A and B share it, so a thread may read 16 bytes of a row: 8 elements from 8 c on
+// of 32 are its part of two products.
+#pragma once
+
+#include <cstdint>
+
+namespace ultraflash::cuda {
+
+/// D += A B for A [16, 16] and B [16, 8] of bf16.
+__device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                             uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/// The same along an inner axis of 32, each thread holding 16 bytes of its rows of A (`low` row g,
+/// `high` row g + 8) and of its column of B.
+__device__ __forceinline__ void multiply_add(float (&d)[4], const uint4& low, const uint4& high,
+                                             const uint4& b) {
+  multiply_add(d, low.x, high.x, low.y, high.y, b.x, b.y);
+  multiply_add(d, low.z, high.z, low.w, high.w, b.z, b.w);
+}
+
+}  // namespace ultraflash::cuda
