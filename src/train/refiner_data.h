@@ -36,6 +36,11 @@ class RefinerData {
     return sizes_[static_cast<size_t>(step) % sizes_.size()];
   }
   [[nodiscard]] bool one_size() const { return sizes_.size() == 1; }
+  /// Whether a network that learns in one of `turns` steps does so now: counted for every scale
+  /// apart, so that all have their turns whatever the two numbers have in common.
+  [[nodiscard]] bool takes_turn(int64_t step, int64_t turns) const {
+    return step / static_cast<int64_t>(sizes_.size()) % turns == 0;
+  }
   void fill(int64_t first_step);
   void advance(int64_t step);
 

@@ -168,9 +168,9 @@ at::Tensor RewardTerm::loss(const at::Tensor& made, const at::Tensor& truth, Met
     const at::Tensor lately = state_.parameters->leaf(kLately);
     const at::Tensor before = state_.parameters->leaf(kBefore);
     lately.copy_(at::where(lately > 0.0, at::lerp(now, lately, kMemory), now));
-    // Until the reward counts, now is before.
-    if (weight == 0.0) before.copy_(lately);
-    open = at::logical_or(before == 0.0, lately <= (1.0 + c.tolerance) * before).to(at::kFloat);
+    // Until the reward counts, now is before; so is the first call of a run that began later.
+    before.copy_(weight == 0.0 ? lately : at::where(before > 0.0, before, lately));
+    open = (lately <= (1.0 + c.tolerance) * before).to(at::kFloat);
     meter.add("reward", score.mean());
     meter.add("reward_distance", now);
     meter.add("reward_open", open);

@@ -162,6 +162,13 @@ TEST(RewardTerm, GrowsIsLimitedAndStopsWhenPicturesLeaveTheTruth) {
   EXPECT_EQ(term.loss(make(0.9), truth, meter).item<double>(), 0.0);
   for (int i = 0; i < 300; ++i) (void)term.loss(make(0.1), truth, meter);
   EXPECT_NE(term.loss(make(0.1), truth, meter).item<double>(), 0.0);
+
+  // A run whose first step comes when the reward counts already.
+  const Result<std::unique_ptr<RewardTerm>> late = RewardTerm::open(context);
+  ASSERT_TRUE(late.ok()) << late.status().message();
+  EXPECT_NE((*late)->loss(make(0.2), truth, meter).item<double>(), 0.0);
+  for (int i = 0; i < 40; ++i) (void)(*late)->loss(make(0.9), truth, meter);
+  EXPECT_EQ((*late)->loss(make(0.9), truth, meter).item<double>(), 0.0);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -299,8 +300,16 @@ TEST(Stages, AboveTheGeneratorFollowEachOther) {
                        "sr_sparse.picture_clips=1", "sr_sparse.picture_frames=1"});
     Losses latent{{}, "latent"};
     latent.attach(sparse);
+    std::set<std::string> learnt;  // scales
+    sparse.progress = [&, inner = sparse.progress](const TrainProgress& p) {
+      for (const std::string name : {"latent_2x", "latent_3x"}) {
+        if (p.text.find(name) != std::string::npos) learnt.insert(name);
+      }
+      return inner(p);
+    };
     run(sparse);
     ASSERT_GE(latent.values.size(), 5U);
+    EXPECT_EQ(learnt.size(), 2U) << "both scales have their turns";
     EXPECT_LT(latent.last_third(), 1.05 * latent.first_third());
     expect_exact_resume(sparse, folder, 4, 2);
   }

@@ -90,7 +90,8 @@ class PreferenceObjective final : public Objective {
     rollouts_->advance(step);
     const Group group = draw_group(step);
     const int64_t update = step - c.critic_first_steps;
-    const bool learns = c.dmd == 0.0 || (update >= 0 && update % c.critic_per_student == 0);
+    const bool learns =
+        c.dmd == 0.0 || (update >= 0 && data_->takes_turn(update, c.critic_per_student));
     const at::Tensor x = update_student(step, group, learns, lr_factor, meter);
     if (c.dmd > 0.0) {
       context_.seed_step(step, kFakeNoise);

@@ -63,7 +63,7 @@ class SrSparseObjective final : public Objective {
       adapt(step, group, lr_factor, meter);
       return;
     }
-    if (!matching_ || step % c.critic_per_student == 0) {
+    if (!matching_ || data_->takes_turn(step, c.critic_per_student)) {
       update_student(step, group, lr_factor, meter);
     }
     if (matching_) update_fake(step, group, meter);
