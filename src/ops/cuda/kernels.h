@@ -242,7 +242,7 @@ struct TextAttentionArgs {
   void* out = nullptr;          // bf16 [batch, queries, dim], or e4m3 with
   float* out_scales = nullptr;  // [batch, queries], as quantise_rows makes them
 };
-/// Whether heads, strides and alignment fit.
+/// Whether heads, strides, alignment and the shared memory of the device fit.
 bool text_attention_takes(const TextAttentionArgs& args);
 void text_attention(const TextAttentionArgs& args, cudaStream_t stream);
 

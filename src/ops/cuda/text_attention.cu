@@ -443,10 +443,22 @@ __global__ void __launch_bounds__(32 * kMostHeads, 1)
   }
 }
 
+constexpr int kStaticBytes = 2 * kRows * kMostHeads * static_cast<int>(sizeof(float));
+
+// What waits between blocks of keys, or in e4m3 for the scale of its row: 192 KiB for 12 heads.
+int shared_bytes(const TextAttentionArgs& a) {
+  return 32 * a.heads * kMerged * static_cast<int>(sizeof(float4));
+}
+
 }  // namespace
 
 bool text_attention_takes(const TextAttentionArgs& a) {
-  return a.heads >= 1 && a.heads <= kMostHeads && a.keys >= 1 && a.keys < 1 << 20 &&
+  int device = 0;
+  int most = 0;
+  UF_CUDA_TRY(cudaGetDevice(&device));
+  UF_CUDA_TRY(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return shared_bytes(a) + kStaticBytes <= most && a.heads >= 1 && a.heads <= kMostHeads &&
+         a.keys >= 1 && a.keys < 1 << 20 &&
          a.keys * std::max(a.k_row, a.v_row) < int64_t{1} << 31 &&
          a.queries * a.batch < int64_t{1} << 31 && a.batch < 1 << 16 && a.k_row % 8 == 0 &&
          a.v_row % 8 == 0 && a.k_batch % 8 == 0 && a.v_batch % 8 == 0 && packable(a.q) &&
@@ -457,8 +469,7 @@ void text_attention(const TextAttentionArgs& a, cudaStream_t stream) {
   if (a.batch * a.queries == 0) return;
   require(text_attention_takes(a), "text_attention: at most 12 heads of 128 and rows of 16 bytes");
   const int threads = 32 * a.heads;
-  const bool waits = a.keys > kKeys || a.out_scales != nullptr;
-  const int bytes = waits ? kMerged * threads * static_cast<int>(sizeof(float4)) : 0;
+  const int bytes = shared_bytes(a);
   const auto go = [&](auto kernel) {
     UF_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     const dim3 grid(ceil_div(a.queries, kRows), static_cast<unsigned>(a.batch));
