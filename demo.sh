@@ -2,7 +2,7 @@
 # From a prompt to a video: installs what is missing (Debian packages), builds ultraflash and makes
 # ultraflash-demo.mp4 in the current folder. Arguments replace the demo's own, for example
 #
-#   ./demo.sh --prompt "two green stars circling" --seconds 10 --out stars.mp4
+#   ./demo.sh --prompt "two green stars circling" --scale 3 --seconds 10 --out stars.mp4
 #
 # build/release/bin/ultraflash generate --help names them all.
 set -euo pipefail

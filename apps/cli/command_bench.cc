@@ -29,8 +29,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct BenchSettings {
-  BenchSettings() { engine.recipe = "pocket"; }  // a whole cascade
-
   EngineSettings engine;
   StreamSettings stream;
   std::string settings_file;

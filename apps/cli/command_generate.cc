@@ -58,8 +58,7 @@ void print(const Written& w, const EngineInfo& info) {
   if (w.width > info.width) {
     fmt::print("Made at {}x{} and enlarged for viewing.\n", info.width, info.height);
   }
-  if (info.random_weights)
-    fmt::print("The weights are random, so the pictures mean nothing yet.\n");
+  if (info.random_weights) fmt::print("The weights are random, so the pictures mean nothing.\n");
 }
 
 // The session that an interrupt ends.

@@ -81,7 +81,8 @@ int run_list(bool as_json, const std::string& show) {
       fmt::print("    {:<10} {:>8}  {}\n", need.role, human_count(need.parameters),
                  fmt::join(need.files, " | "));
     }
-    if (recipe->data().random_weights) fmt::print("    no trained weights yet: drawn at random\n");
+    if (recipe->data().random_weights)
+      fmt::print("    without --weights they are drawn at random\n");
   }
   if (as_json) fmt::print("{}\n", dump_json(all, 2));
   return 0;

@@ -18,8 +18,6 @@ namespace {
 
 constexpr int64_t kMaxPrompts = 10'000;
 constexpr double kDefaultSeconds = 5.0;
-// The default recipe makes 160x96 pictures.
-constexpr int kViewingEnlargement = 3;
 constexpr int64_t kMaxLength = int64_t{1} << 40;  // of frames and chunks, as the library's
 
 Status invalid(std::string message) { return {StatusCode::kInvalidArgument, std::move(message)}; }
@@ -115,8 +113,7 @@ void GenerateSettings::add_to(CLI::App& app) {
   add_text(app, "--save-lr", save_lr, "PATH",
            "Also write the generator's own pictures, at scale 1, to this file");
   add_integer(app, "--enlarge", enlarge, 1, 8,
-              "Enlarge the pictures so many times for viewing, without adding detail",
-              {fmt::format("1; {} without --recipe", kViewingEnlargement)});
+              "Enlarge the pictures so many times for viewing, without adding detail");
   app.add_flag("--json", json, "Print the result as JSON");
   engine.add_to(app);
   stream.add_to(app);
@@ -144,7 +141,6 @@ Status GenerateSettings::complete(CLI::App& app) {
     return invalid("give one of --seconds, --frames, --chunks and --endless, not several");
   }
   if (lengths == 0) seconds = kDefaultSeconds;
-  if (enlarge == 0) enlarge = app.count("--recipe") > 0 ? 1 : kViewingEnlargement;
   if (goes_to_stdout(out) && json) {
     return invalid("--json prints where --out - puts the video; write the video to a file");
   }

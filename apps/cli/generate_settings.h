@@ -35,7 +35,7 @@ struct GenerateSettings {
   int64_t bitrate = 0;
   std::string preset;
   std::string save_lr;
-  int enlarge = 0;  // 0 until complete(): 1, or kViewingEnlargement without --recipe
+  int enlarge = 1;
   bool json = false;
 
   void add_to(CLI::App& app);

@@ -15,7 +15,7 @@ namespace ultraflash::cli {
 
 /// Options that say which engine to load; shared by generate and bench.
 struct EngineSettings {
-  std::string recipe = "pocket-lr";
+  std::string recipe = "pocket";
   std::string weights;
   bool random_weights = false;
   uint64_t weights_seed = 0;

@@ -164,16 +164,22 @@ TEST_F(GenerateTest, EnlargesForViewing) {
       is_sentence(run(generate({"-p", "a", "--enlarge", "9", "-o", "x.y4m"})), 2, "enlarge"));
 }
 
-TEST_F(GenerateTest, TheDefaultRecipeIsTrainedAndEnlargedForViewing) {
-  const Outcome made = run(
-      {"generate", "-q", "-p", "a red circle", "--frames", "1", "--threads", "1", "-o", "a.y4m"});
-  ASSERT_TRUE(is_success(made));
-  EXPECT_NE(made.out.find("enlarged for viewing"), std::string::npos) << made.out;
-  EXPECT_EQ(made.out.find("random"), std::string::npos) << made.out;
-  EXPECT_EQ(read_video(file("a.y4m")).width, 480);
-  ASSERT_TRUE(is_success(run({"generate", "-q", "--recipe", "pocket-lr", "-p", "a red circle",
-                              "--frames", "1", "--threads", "1", "-o", "b.y4m"})));
-  EXPECT_EQ(read_video(file("b.y4m")).width, 160);
+// Without a word about recipes, sizes or weights: the shipped cascade, in every size.
+TEST_F(GenerateTest, TheDefaultIsTheTrainedCascade) {
+  const auto make = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all = {"generate",  "-q", "-p",    "a red circle",
+                                    "--frames",  "1",  "-o",    "out.y4m",
+                                    "--threads", "1",  "--json"};
+    all.insert(all.end(), more.begin(), more.end());
+    const Outcome made = run(all);
+    EXPECT_TRUE(is_success(made));
+    EXPECT_EQ(json_of(made)[0]["random_weights"], false);
+    return read_video(file("out.y4m")).width;
+  };
+  EXPECT_EQ(make({}), 320);
+  EXPECT_EQ(make({"--scale", "3"}), 480);
+  EXPECT_EQ(make({"--scale", "1"}), 160);
+  EXPECT_EQ(make({"--recipe", "pocket-lr"}), 160);
 }
 
 TEST_F(GenerateTest, OneVideoForEachLineOfAPromptFile) {
