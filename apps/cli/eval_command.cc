@@ -82,16 +82,15 @@ int run_eval(EvalSettings& settings) {
   const Result<world::EvalReport> report = world::evaluate(options);
   progress.finish();
   if (!report.ok()) return fail(report.status());
-  if (!settings.sheet.empty()) {
-    const Result<RgbImage> sheet =
-        world::report_sheet(*report, settings.sheet_clips > 0 ? settings.sheet_clips : kSheetClips);
-    if (!sheet.ok()) return fail(sheet.status());
-    const Status written = write_png(settings.sheet, sheet->view(), kSmallPng);
-    if (!written.ok()) return fail(written);
-  }
+  // Before the sheet, so that a sheet that cannot be written costs no measurements.
   fmt::print("{}{}", settings.json ? world::report_json(*report) : world::report_table(*report),
              settings.json ? "\n" : "");
-  return 0;
+  if (settings.sheet.empty()) return 0;
+  const Result<RgbImage> sheet =
+      world::report_sheet(*report, settings.sheet_clips > 0 ? settings.sheet_clips : kSheetClips);
+  if (!sheet.ok()) return fail(sheet.status());
+  const Status written = write_png(settings.sheet, sheet->view(), kSmallPng);
+  return written.ok() ? 0 : fail(written);
 }
 
 }  // namespace
