@@ -40,7 +40,8 @@ class LeafExecutor final : public autograd::AutogradExecutor {
 
  protected:
   Tensor do_to_device(const Tensor& host, DType dtype) override {
-    return leaf(AutogradExecutor::do_to_device(host, dtype));
+    const Tensor x = AutogradExecutor::do_to_device(host, dtype);
+    return dtype == DType::kI64 ? x : leaf(x);  // a count is no input to differentiate
   }
   void do_prepare(Linear& linear, const PrepareOptions& options) override {
     for (auto* parts : {&linear.weights, &linear.biases}) {
@@ -72,7 +73,7 @@ class MovedExecutor final : public ReferenceExecutor {
  protected:
   Tensor do_to_device(const Tensor& host, DType dtype) override {
     const Tensor x = ReferenceExecutor::do_to_device(host, dtype);
-    move(x);
+    if (dtype != DType::kI64) move(x);
     return x;
   }
   void do_prepare(Linear& linear, const PrepareOptions& options) override {
