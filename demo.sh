@@ -13,7 +13,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 if (($# == 0)); then
   set -- --seed 1 --seconds 5 \
-    --prompt "a large yellow star moving slowly to the right on a navy background" \
+    --prompt "a large striped yellow star moving slowly to the right on a navy background" \
     --out "$PWD/ultraflash-demo.mp4"
 fi
 program=$root/build/release/bin/ultraflash
