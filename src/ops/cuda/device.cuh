@@ -72,10 +72,10 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-/// Sums COUNT values (a power of two) over the warp: lane l ends with the total of value
-/// l / (32 / COUNT).
-template <int COUNT>
-__device__ __forceinline__ float sum_each(float (&x)[COUNT]) {
+/// Combines COUNT values (a power of two) over the warp, each with its like: lane l ends with the
+/// result of value l / (32 / COUNT).
+template <int COUNT, typename Combine>
+__device__ __forceinline__ float combine_each(float (&x)[COUNT], Combine combine) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int step = 16;
 #pragma unroll
@@ -85,32 +85,20 @@ __device__ __forceinline__ float sum_each(float (&x)[COUNT]) {
     for (int i = 0; i < half; ++i) {
       const float mine = upper ? x[i + half] : x[i];
       const float other = upper ? x[i] : x[i + half];
-      x[i] = mine + __shfl_xor_sync(0xFFFFFFFFU, other, step);
+      x[i] = combine(mine, __shfl_xor_sync(0xFFFFFFFFU, other, step));
     }
   }
 #pragma unroll
-  for (; step >= 1; step /= 2) x[0] += __shfl_xor_sync(0xFFFFFFFFU, x[0], step);
+  for (; step >= 1; step /= 2) x[0] = combine(x[0], __shfl_xor_sync(0xFFFFFFFFU, x[0], step));
   return x[0];
 }
-
-/// The same for the largest of each.
+template <int COUNT>
+__device__ __forceinline__ float sum_each(float (&x)[COUNT]) {
+  return combine_each(x, [](float a, float b) { return a + b; });
+}
 template <int COUNT>
 __device__ __forceinline__ float max_each(float (&x)[COUNT]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  int step = 16;
-#pragma unroll
-  for (int half = COUNT / 2; half >= 1; half /= 2, step /= 2) {
-    const bool upper = (lane & step) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float mine = upper ? x[i + half] : x[i];
-      const float other = upper ? x[i] : x[i + half];
-      x[i] = fmaxf(mine, __shfl_xor_sync(0xFFFFFFFFU, other, step));
-    }
-  }
-#pragma unroll
-  for (; step >= 1; step /= 2) x[0] = fmaxf(x[0], __shfl_xor_sync(0xFFFFFFFFU, x[0], step));
-  return x[0];
+  return combine_each(x, [](float a, float b) { return fmaxf(a, b); });
 }
 
 /// The sum over all threads of a CTA, in all of them. `scratch`: 32 floats of shared memory, which

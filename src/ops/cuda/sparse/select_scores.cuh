@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "ops/cuda/mma.cuh"
+
 namespace ultraflash::cuda {
 
 constexpr int kBins = 2048;  // of the histogram the score kernel makes
@@ -121,15 +123,6 @@ __device__ __forceinline__ void count_bin(uint32_t* bins, uint32_t bin, bool cou
   }
 }
 
-__device__ __forceinline__ void multiply_16x8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                              uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 /// Where a CTA stands: a problem and a patch of query blocks.
 struct ScoreTask {
   int sample, head, query_tb, tbs;
@@ -199,8 +192,7 @@ __device__ void make_scores(const SelectParams& p, const ScoreTask& task, int fi
     float d[4] = {};
 #pragma unroll
     for (int s = 0; s < kPairs; ++s) {
-      multiply_16x8(d, a[0][s].x, a[1][s].x, a[0][s].y, a[1][s].y, b[s].x, b[s].y);
-      multiply_16x8(d, a[0][s].z, a[1][s].z, a[0][s].w, a[1][s].w, b[s].z, b[s].w);
+      multiply_add(d, a[0][s], a[1][s], b[s]);
     }
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
