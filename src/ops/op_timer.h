@@ -1,4 +1,5 @@
-// Times and counts the operations of Executor's public methods. For executor.cc.
+// Times and counts the operations of Executor's public methods. For executor.cc and
+// executor_attention.cc.
 #pragma once
 
 #include <fmt/format.h>
