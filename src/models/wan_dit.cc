@@ -274,8 +274,8 @@ Tensor run_causal(Executor& ops, const WanDit& network, const Tensor& latent, Kv
                                           config.num_heads, pass.place, cache);
         qkv = Tensor();
         if (pass.cache_only && layer == last) return {};
-        return ops.attention_cached(q, cache, config.num_heads, grid.tokens_per_frame(), pass.place,
-                                    &weights.o);
+        return ops.attention_cached(q, cache, config.num_heads, grid.tokens_per_frame(),
+                                    pass.place);
       },
       pass.probe);
   return head.defined() ? ops.unpatchify(head, grid, latent.dtype()) : Tensor();

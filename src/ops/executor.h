@@ -183,8 +183,7 @@ class Executor {
                       KvCache& cache);
   /// softmax(q k^T / sqrt(head_dim)) v over the visible slots of the cache.
   Tensor attention_cached(const Tensor& q, const KvCache& cache, int64_t heads,
-                          int64_t tokens_per_frame, const ChunkPlace& place,
-                          const Linear* reader = nullptr);
+                          int64_t tokens_per_frame, const ChunkPlace& place);
   /// q [batch, queries, dim], k and v [batch or 1, keys, dim] (each may be strided over tokens) ->
   /// [batch, queries, dim].
   Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
@@ -287,7 +286,7 @@ class Executor {
  protected:
   Executor() = default;
 
-  /// Of the norm or attention that is being queued.
+  /// Of the norm that is being queued.
   [[nodiscard]] const Linear* reader() const { return reader_; }
 
   virtual Tensor do_empty(DType dtype, const Shape& shape) = 0;

@@ -86,8 +86,7 @@ Tensor Executor::qkv_to_cache(const Tensor& qkv, const Tensor& norm_q, const Ten
 }
 
 Tensor Executor::attention_cached(const Tensor& q, const KvCache& cache, int64_t heads,
-                                  int64_t tokens_per_frame, const ChunkPlace& place,
-                                  const Linear* reader) {
+                                  int64_t tokens_per_frame, const ChunkPlace& place) {
   require_rank(q, 3, "attention_cached", "q");
   require_contiguous(q, "attention_cached", "q");
   require_heads(q.dim(2), heads, "attention_cached");
@@ -99,7 +98,6 @@ Tensor Executor::attention_cached(const Tensor& q, const KvCache& cache, int64_t
   const OpTimer timer(*this, op_log_, "attention_cached", [&] {
     return attention_cost(q, place.visible_frames * tokens_per_frame, q.dim(0));
   });
-  const ReaderScope scope(reader_, reader);
   return do_attention_cached(q, cache, heads, tokens_per_frame, place);
 }
 

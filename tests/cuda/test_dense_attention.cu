@@ -239,28 +239,7 @@ void test_fp8(const Case& c, bool positive) {
   const std::vector<__nv_bfloat16> got = run();
   const std::vector<__nv_bfloat16> again = run();
   const bool same = std::memcmp(got.data(), again.data(), 2 * got.size()) == 0;
-  bool intact = in.in.out.guards_intact() && workspace.guards_intact();
-  // In e4m3: what the pass that quantises makes of the rows.
-  const auto row_count = static_cast<size_t>(c.queries);
-  const size_t elements = row_count * static_cast<size_t>(c.heads) * 128;
-  const Buffer values8(elements);
-  const Buffer expected8(elements);
-  const Buffer scales8(row_count * 4);
-  const Buffer expected_scales(row_count * 4);
-  kernels::QuantiseArgs quantise;
-  quantise.x = in.in.out.data();
-  quantise.rows = c.queries;
-  quantise.dim = int64_t{128} * c.heads;
-  quantise.y = expected8.data();
-  quantise.scales = static_cast<float*>(expected_scales.data());
-  kernels::quantise_rows(quantise, nullptr);
-  check(cudaDeviceSynchronize(), "quantise_rows");
-  in.args.out8 = values8.data();
-  in.args.out_scales = static_cast<float*>(scales8.data());
-  run();
-  const bool quantised = host<uint8_t>(values8) == host<uint8_t>(expected8) &&
-                         host<float>(scales8) == host<float>(expected_scales);
-  intact = intact && values8.guards_intact() && scales8.guards_intact();
+  const bool intact = in.in.out.guards_intact() && workspace.guards_intact();
   const std::vector<uint8_t> q = host<uint8_t>(in.q);
   const std::vector<uint8_t> k = host<uint8_t>(in.k);
   const std::vector<uint8_t> v = host<uint8_t>(in.v);
@@ -313,13 +292,11 @@ void test_fp8(const Case& c, bool positive) {
   const double relative = std::sqrt(error / norm);
   const double bias = sum_got / sum_expected - 1.0;
   // One key: its weight is exact. Many: roundings of 2.3 % each against a mean of 1/sqrt(keys).
-  const bool good =
-      relative < 4e-2 && (!positive || std::fabs(bias) < 8e-3) && same && intact && quantised;
+  const bool good = relative < 4e-2 && (!positive || std::fabs(bias) < 8e-3) && same && intact;
   std::printf("%s fp8 attention %ld x %ld, %d heads, spread %g: relative error %.2e",
               good ? "ok  " : "FAIL", static_cast<long>(c.queries), static_cast<long>(c.keys),
               c.heads, static_cast<double>(c.spread), relative);
   if (positive) std::printf(", bias %.1e", bias);
-  if (!quantised) std::printf(", e4m3 differs");
   std::printf("%s%s\n", same ? "" : ", two runs differ", intact ? "" : ", guards overwritten");
   if (!good) ++failures;
 }

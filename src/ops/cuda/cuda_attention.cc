@@ -144,15 +144,7 @@ Tensor CudaExecutor::attention_fp8(const Tensor& q, const KvCache& cache, int64_
   args.keys = keys;
   args.heads = static_cast<int>(heads);
   args.scale = 1.0F / std::sqrt(128.0F);
-  const auto* weight =
-      reader() != nullptr ? static_cast<const CudaLinear*>(reader()->prepared.get()) : nullptr;
-  Tensor out8;
-  if (weight != nullptr && weight->weight8.defined() && heads <= 32) out8 = empty_fp8(q.shape());
   for (int64_t b = 0; b < q.dim(0) && out.numel() > 0; ++b) {
-    if (out8.defined()) {
-      args.out8 = out8.select(0, b).mutable_raw();
-      args.out_scales = scales_of(out8) + b * args.queries;
-    }
     args.q = q.select(0, b).raw();
     args.k = cache.k.select(0, b).raw();
     args.v = cache.v.select(0, b).raw();
@@ -160,7 +152,6 @@ Tensor CudaExecutor::attention_fp8(const Tensor& q, const KvCache& cache, int64_
     UF_CUDA_TRY(
         sm90::dense_attention_fp8(args, multiprocessors_, workspace_.mutable_raw(), stream_));
   }
-  if (out8.defined()) return out8;
   return out;
 }
 

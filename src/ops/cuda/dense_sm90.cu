@@ -5,13 +5,11 @@
 // waves and 48 tiles, which would keep 84 multiprocessors idle for a fourth. So the tiles of the
 // last wave are cut along the keys into equal runs of key blocks, one run per CTA (two pieces where
 // it crosses a tile); pieces leave f32 sums in the workspace (17 MB) and a second kernel joins
-// them. Every CTA has the same work to within one key block. Where a product in e4m3 reads the
-// result, the second kernel takes all rows and quantises them too.
+// them. Every CTA has the same work to within one key block.
 #include <algorithm>
 #include <limits>
 
 #include "ops/cuda/dense_sm90.h"
-#include "ops/cuda/quantise.cuh"
 #include "ops/cuda/sm90/attend.cuh"
 #include "ops/cuda/sm90/tensor_maps.h"
 
@@ -32,8 +30,6 @@ struct DenseParams {
   int cut_units;    // key blocks of the tiles that are cut
   int run;          // of them for each CTA
   int64_t out_row;
-  uint8_t* out8;  // null: bf16 alone
-  float* out_scales;
 };
 
 /// What a CTA does in turn: its tiles of the full waves, then its run of the cut ones.
@@ -178,10 +174,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-/// Joins what the pieces of a cut tile have of a row, in the order of their keys: 4 columns a lane,
-/// rounded to bf16.
-__device__ __forceinline__ uint2 joined_row(const DenseParams& p, int cut, int row) {
+/// Joins the pieces of a cut tile, in the order of their keys: a warp per row, 4 columns a lane.
+__global__ void __launch_bounds__(256) join_kernel(const __grid_constant__ DenseParams p) {
+  const int cut = static_cast<int>(blockIdx.x);
+  const int tile = p.whole_tiles + cut;
+  const int row = static_cast<int>(blockIdx.y) * 8 + static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int query = tile % p.query_blocks * kBlock + row;
+  if (query >= p.queries) return;
   const int begin = cut * p.key_blocks;
   const int end = begin + p.key_blocks;
   float shift = -INFINITY;
@@ -205,64 +205,9 @@ __device__ __forceinline__ uint2 joined_row(const DenseParams& p, int cut, int r
     shift = top;
   }
   const float inverse = 1.0F / sum;
-  return make_uint2(pack(o.x * inverse, o.y * inverse), pack(o.z * inverse, o.w * inverse));
-}
-
-/// A warp per row of a cut tile.
-__global__ void __launch_bounds__(256) join_kernel(const __grid_constant__ DenseParams p) {
-  const int cut = static_cast<int>(blockIdx.x);
-  const int tile = p.whole_tiles + cut;
-  const int row = static_cast<int>(blockIdx.y) * 8 + static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int query = tile % p.query_blocks * kBlock + row;
-  if (query >= p.queries) return;
   __nv_bfloat16* out = p.out + query * p.out_row + tile / p.query_blocks * kHeadDim + 4 * lane;
-  *reinterpret_cast<uint2*>(out) = joined_row(p, cut, row);
-}
-
-/// Rows of all heads to e4m3, those of cut tiles joined first: a warp per head, some rows a CTA.
-constexpr int kQuantisedRows = 4;
-constexpr int kMostHeads = 32;
-__global__ void __launch_bounds__(32 * kMostHeads)
-    quantise_kernel(const __grid_constant__ DenseParams p) {
-  __shared__ float tops[kQuantisedRows][kMostHeads];
-  const int head = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first = static_cast<int>(blockIdx.x) * kQuantisedRows;
-  uint2 words[kQuantisedRows];
-#pragma unroll
-  for (int r = 0; r < kQuantisedRows; ++r) {
-    const int query = first + r;
-    words[r] = make_uint2(0, 0);
-    if (query >= p.queries) continue;
-    const int tile = head * p.query_blocks + query / kBlock;
-    words[r] = tile < p.whole_tiles ? __ldcs(reinterpret_cast<const uint2*>(
-                                          p.out + query * p.out_row + head * kHeadDim + 4 * lane))
-                                    : joined_row(p, tile - p.whole_tiles, query % kBlock);
-  }
-  float values[kQuantisedRows][4];
-#pragma unroll
-  for (int r = 0; r < kQuantisedRows; ++r) {
-    float top = 0.0F;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t word = i < 2 ? words[r].x : words[r].y;
-      values[r][i] = __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xFFFF0000U);
-      top = fmaxf(top, fabsf(values[r][i]));
-    }
-    top = warp_max(top);
-    if (lane == 0) tops[r][head] = top;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int r = 0; r < kQuantisedRows; ++r) {
-    const int query = first + r;
-    const Fp8Scale scale = fp8_scale(warp_max(lane < p.heads ? tops[r][lane] : 0.0F));
-    if (query >= p.queries) continue;
-    if (threadIdx.x == 0) p.out_scales[query] = scale.scale;
-    *reinterpret_cast<Pack<uint8_t, 4>*>(p.out8 + query * p.out_row + head * kHeadDim + 4 * lane) =
-        to_fp8(values[r], scale.factor);
-  }
+  *reinterpret_cast<uint2*>(out) =
+      make_uint2(pack(o.x * inverse, o.y * inverse), pack(o.z * inverse, o.w * inverse));
 }
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
@@ -289,12 +234,6 @@ cudaError_t launch(const CUtensorMap (&maps)[3], DenseParams p, int multiprocess
   }
   kernel<<<multiprocessors, kThreads, kBytes, stream>>>(maps[0], maps[1], maps[2], p);
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  if (p.out8 != nullptr) {
-    const int rows = (p.queries + kQuantisedRows - 1) / kQuantisedRows;
-    quantise_kernel<<<static_cast<unsigned>(rows), static_cast<unsigned>(32 * p.heads), 0,
-                      stream>>>(p);
-    return cudaGetLastError();
-  }
   if (p.cut_units == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(tiles - p.whole_tiles), kBlock / 8);
   join_kernel<<<grid, 256, 0, stream>>>(p);
@@ -339,8 +278,7 @@ cudaError_t dense_attention(const kernels::AttentionArgs& a, int multiprocessors
 cudaError_t dense_attention_fp8(const DenseFp8Args& a, int multiprocessors, void* workspace,
                                 cudaStream_t stream) {
   if (a.queries <= 0 || a.keys <= 0 || a.queries >= kMost || a.keys >= kMost || a.heads <= 0 ||
-      !(a.scale > 0.0F) || !aligned(a.q) || !aligned(a.k) || !aligned(a.v) || !aligned(a.out) ||
-      !aligned(a.out8) || (a.out8 != nullptr && a.heads > kMostHeads)) {
+      !(a.scale > 0.0F) || !aligned(a.q) || !aligned(a.k) || !aligned(a.v) || !aligned(a.out)) {
     return cudaErrorNotSupported;
   }
   const int64_t columns = int64_t{a.heads} * kHeadDim;
@@ -360,8 +298,6 @@ cudaError_t dense_attention_fp8(const DenseFp8Args& a, int multiprocessors, void
   p.keys = static_cast<int>(a.keys);
   p.heads = a.heads;
   p.out_row = columns;
-  p.out8 = static_cast<uint8_t*>(a.out8);
-  p.out_scales = a.out_scales;
   return launch<Fp8Tiles>(maps, p, multiprocessors, stream);
 }
 

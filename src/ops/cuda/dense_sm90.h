@@ -24,10 +24,6 @@ struct DenseFp8Args {
   const void* v = nullptr;        // e4m3 [ceil(keys / 128), heads * 128, 128], no NaN past the end
   const float* scales = nullptr;  // [heads]: q k^T of a head is its product times this
   void* out = nullptr;            // bf16 [queries, heads * 128]
-  // Set: the results go there in e4m3 with a scale per query, as kernels::quantise_rows makes them
-  // of bf16 ones, and `out` holds no more than some of them in between. At most 32 heads.
-  void* out8 = nullptr;         // e4m3 [queries, heads * 128]
-  float* out_scales = nullptr;  // [queries]
   int64_t queries = 0, keys = 0;
   int heads = 0;
   float scale = 0.0F;
