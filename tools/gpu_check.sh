@@ -98,6 +98,7 @@ if wants tests; then
   program block_sparse 600 test_block_sparse
   program dense_attention 600 test_dense_attention --bench
   program rows 600 test_rows --bench
+  program text_attention 600 test_text_attention --bench
   program conv 600 test_conv --bench
 fi
 if wants networks; then
@@ -159,7 +160,7 @@ for tool in memcheck racecheck synccheck; do
     check "$tool" 1800 "${sanitizer[@]}" "$bin/test_ops" "--gtest_filter=$operations" \
       --gtest_brief=1
   fi
-  for test in test_rows test_conv test_dense_attention test_block_sparse; do
+  for test in test_rows test_text_attention test_conv test_dense_attention test_block_sparse; do
     [[ -x $bin/$test ]] && check "${tool}_${test#test_}" 1800 "${sanitizer[@]}" "$bin/$test"
   done
 done

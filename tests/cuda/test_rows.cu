@@ -7,11 +7,12 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "core/dtype.h"
-#include "cuda/sparse_layer.cuh"
+#include "cuda/rows.cuh"
 #include "ops/cuda/blas.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/quantise.cuh"
@@ -19,36 +20,7 @@
 namespace ultraflash::cuda {
 namespace {
 
-constexpr SparseType kB = SparseType::kBF16;
-constexpr SparseType kF = SparseType::kF32;
-
-void synchronize(const char* what) { check(cudaDeviceSynchronize(), what); }
-
-void report(bool good, const std::string& what) {
-  std::printf("%s %s\n", good ? "ok  " : "FAIL", what.c_str());
-  if (!good) ++failures;
-}
-
-bool same(const Buffer& a, const Buffer& b) { return a.host<uint8_t>() == b.host<uint8_t>(); }
-
 // --- quantisation --------------------------------------------------------------------------------
-
-struct Fp8Rows {
-  Buffer values, scales;
-  Fp8Rows(int64_t rows, int64_t dim)
-      : values(static_cast<size_t>(rows * dim)), scales(static_cast<size_t>(rows) * 4) {}
-  [[nodiscard]] bool intact() const { return values.intact() && scales.intact(); }
-};
-
-void quantise(const Buffer& x, int64_t rows, int64_t dim, const Fp8Rows& out) {
-  kernels::QuantiseArgs args;
-  args.x = x.data();
-  args.rows = rows;
-  args.dim = dim;
-  args.y = out.values.data();
-  args.scales = out.scales.as<float>();
-  kernels::quantise_rows(args, nullptr);
-}
 
 void test_quantise(int64_t rows, int64_t dim) {
   const auto count = static_cast<size_t>(rows * dim);
@@ -388,146 +360,8 @@ void test_qkv(const QkvCase& c) {
                    (values ? "" : ", v differs"));
 }
 
-// --- attention to a text -------------------------------------------------------------------------
+// --- speed ---------------------------------------------------------------------------------------
 
-struct TextCase {
-  int64_t batch, queries, keys, distinct;  // distinct 0: not given
-  int heads;
-};
-
-// bf16 results against f64; e4m3 ones against the pass that quantises the bf16 ones.
-void test_text_attention(const TextCase& c) {
-  const int64_t dim = c.heads * 128;
-  const int64_t rows = c.batch * c.queries;
-  const Buffer q(static_cast<size_t>(rows * dim) * 2);
-  const Buffer k(static_cast<size_t>(c.batch * c.keys * dim) * 2);
-  const Buffer v(k.bytes());
-  const Buffer norm(static_cast<size_t>(dim) * 4);
-  const Buffer distinct(8);
-  const Buffer out(q.bytes());
-  const Buffer again(q.bytes());
-  fill(q, kB, 1, 2.0F);
-  fill(k, kB, 2, 1.2F);
-  fill(v, kB, 3, 1.0F);
-  fill(norm, kF, 4, 1.0F);
-  distinct.set(std::vector<int64_t>{c.distinct});
-  // Padding.
-  for (int64_t row = c.distinct; c.distinct > 0 && row < c.keys; ++row) {
-    for (int64_t b = 0; b < c.batch; ++b) {
-      for (const Buffer* x : {&k, &v}) {
-        auto* sample = x->as<__nv_bfloat16>() + b * c.keys * dim;
-        check(cudaMemcpy(sample + row * dim, sample + (c.distinct - 1) * dim,
-                         static_cast<size_t>(dim) * 2, cudaMemcpyDeviceToDevice),
-              "padding");
-      }
-    }
-  }
-  kernels::TextAttentionArgs args;
-  args.q = q.data();
-  args.norm_q = norm.as<float>();
-  args.eps = 1e-6F;
-  args.k = k.data();
-  args.v = v.data();
-  args.k_batch = args.v_batch = c.keys * dim;
-  args.k_row = args.v_row = dim;
-  args.batch = c.batch;
-  args.queries = c.queries;
-  args.keys = c.keys;
-  args.heads = c.heads;
-  args.scale = 1.0F / std::sqrt(128.0F);
-  if (c.distinct > 0) args.distinct = distinct.as<int64_t>();
-  for (const Buffer* to : {&again, &out}) {
-    args.out = to->data();
-    kernels::text_attention(args, nullptr);
-  }
-  const Fp8Rows direct(rows, dim);
-  const Fp8Rows apart(rows, dim);
-  args.out = direct.values.data();
-  args.out_scales = direct.scales.as<float>();
-  kernels::text_attention(args, nullptr);
-  quantise(out, rows, dim, apart);
-  synchronize("text_attention");
-  const bool quantised = same(direct.values, apart.values) && same(direct.scales, apart.scales);
-  bool good = same(out, again) && out.intact() && direct.intact() && quantised;
-  const std::vector<float> qs = floats(q, kB);
-  const std::vector<float> ks = floats(k, kB);
-  const std::vector<float> vs = floats(v, kB);
-  const std::vector<float> weight = norm.host<float>();
-  const std::vector<float> got = floats(out, kB);
-  double error = 0.0;
-  double size = 0.0;
-  for (int64_t row = 0; row < rows; row += std::max<int64_t>(rows / 40, 1)) {
-    const float* x = qs.data() + row * dim;
-    double square = 0.0;
-    for (int64_t i = 0; i < dim; ++i)
-      square += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-    const double inverse = 1.0 / std::sqrt(square / static_cast<double>(dim) + 1e-6);
-    const int64_t sample = row / c.queries * c.keys * dim;
-    for (int h = 0; h < c.heads; ++h) {
-      std::vector<double> p(static_cast<size_t>(c.keys));
-      double top = -1e300;
-      for (int64_t n = 0; n < c.keys; ++n) {
-        double dot = 0.0;
-        for (int64_t i = h * 128; i < h * 128 + 128; ++i) {
-          dot += static_cast<double>(x[i]) * inverse *
-                 static_cast<double>(weight[static_cast<size_t>(i)]) *
-                 static_cast<double>(ks[static_cast<size_t>(sample + n * dim + i)]);
-        }
-        p[static_cast<size_t>(n)] = dot / std::sqrt(128.0);
-        top = std::max(top, p[static_cast<size_t>(n)]);
-      }
-      double sum = 0.0;
-      for (double& e : p) sum += e = std::exp(e - top);
-      for (int64_t i = h * 128; i < h * 128 + 128; ++i) {
-        double want = 0.0;
-        for (int64_t n = 0; n < c.keys; ++n) {
-          want += p[static_cast<size_t>(n)] *
-                  static_cast<double>(vs[static_cast<size_t>(sample + n * dim + i)]);
-        }
-        want /= sum;
-        const double d = static_cast<double>(got[static_cast<size_t>(row * dim + i)]) - want;
-        error += d * d;
-        size += want * want;
-      }
-    }
-  }
-  const double relative = std::sqrt(error / size);
-  good = good && relative < 6e-3;
-  report(good, "text attention, " + std::to_string(c.batch) + " x " + std::to_string(c.queries) +
-                   " queries, " + std::to_string(c.distinct) + " of " + std::to_string(c.keys) +
-                   " keys, " + std::to_string(c.heads) + " heads: " + std::to_string(relative) +
-                   (quantised ? "" : ", e4m3 differs"));
-}
-
-// --- speed
-// ----------------------------------------------------------------------------------------
-
-template <typename Body>
-double microseconds(const Body& body) {
-  cudaEvent_t begin;
-  cudaEvent_t end;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
-  std::vector<float> times;
-  for (int i = 0; i < 25; ++i) {
-    check(cudaEventRecord(begin), "event");
-    for (int n = 0; n < 10; ++n) body(n);
-    check(cudaEventRecord(end), "event");
-    check(cudaEventSynchronize(end), "event");
-    float ms = 0.0F;
-    check(cudaEventElapsedTime(&ms, begin, end), "event");
-    if (i >= 5) times.push_back(ms);
-  }
-  std::sort(times.begin(), times.end());
-  return static_cast<double>(times[times.size() / 2]) * 100.0;
-}
-
-void print(const char* what, int64_t rows, double us, double bytes) {
-  std::printf("%-44s %6lld rows: %7.1f us, %.2f TB/s\n", what, static_cast<long long>(rows), us,
-              bytes / us * 1e-6);
-}
-
-// Several sets of buffers in turn, so that little is found in the 50 MB of L2.
 void bench(int64_t rows, int64_t vectors) {
   constexpr int kSets = 5;
   const int64_t dim = 1536;
@@ -579,68 +413,38 @@ void bench(int64_t rows, int64_t vectors) {
   });
   print("quantise", rows, us, elements * 3.0);
   const int64_t wide = 8960;
-  const Buffer hidden(static_cast<size_t>(rows * wide) * 2);
-  const Buffer hidden8(static_cast<size_t>(rows * wide));
+  const int64_t wide_sets = rows < 8192 ? 3 : 1;  // 126 MB each at 4680 rows
+  const Buffer hidden(static_cast<size_t>(rows * wide * wide_sets) * 2);
+  const Buffer hidden8(static_cast<size_t>(rows * wide * wide_sets));
   fill(hidden, kB, 5, 1.0F);
   q.dim = wide;
-  q.x = hidden.data();
-  q.y = hidden8.data();
-  us = microseconds([&](int) { kernels::quantise_rows(q, nullptr); });
+  us = microseconds([&](int i) {
+    q.x = hidden.as<__nv_bfloat16>() + i % wide_sets * rows * wide;
+    q.y = hidden8.data() + i % wide_sets * rows * wide;
+    kernels::quantise_rows(q, nullptr);
+  });
   print("quantise, 8960", rows, us, static_cast<double>(rows * wide) * 3.0);
 }
 
 void bench_qkv() {
   const QkvCase c{1, 3, 30, 52, 12, 30, 9, 0, 21};
-  const QkvInputs in(c);
-  const Chunk out(c, in.tokens, in.cache, 2);
-  const auto elements = static_cast<double>(in.tokens * in.dim);
-  kernels::QkvArgs args = in.args(c, out, DType::kBF16);
-  for (const bool fp8 : {false, true}) {
-    args.scales = fp8 ? out.scales.as<float>() : nullptr;
-    const double us = microseconds([&](int) { kernels::qkv_to_cache(args, in.cache, nullptr); });
-    print(fp8 ? "query and key preparation, e4m3" : "query and key preparation", in.tokens, us,
-          elements * (fp8 ? 9.0 : 12.0));
+  constexpr int kSets = 3;
+  std::vector<std::unique_ptr<QkvInputs>> in;
+  std::vector<std::unique_ptr<Chunk>> out;
+  for (int i = 0; i < kSets; ++i) {
+    in.push_back(std::make_unique<QkvInputs>(c));
+    out.push_back(std::make_unique<Chunk>(c, in[0]->tokens, in[0]->cache, 2));
   }
-}
-
-void bench_text_attention(int64_t rows, int64_t distinct) {
-  const int64_t dim = 1536;
-  constexpr int kSets = 4;
-  const Buffer q(static_cast<size_t>(rows * dim * kSets) * 2);
-  const Buffer out(q.bytes());
-  const Buffer scales(static_cast<size_t>(rows) * 4);
-  const Buffer k(static_cast<size_t>(512 * dim) * 2);
-  const Buffer v(k.bytes());
-  const Buffer norm(static_cast<size_t>(dim) * 4);
-  const Buffer count(8);
-  fill(q, kB, 1, 2.0F);
-  fill(k, kB, 2, 1.0F);
-  fill(v, kB, 3, 1.0F);
-  fill(norm, kF, 4, 1.0F);
-  count.set(std::vector<int64_t>{distinct});
-  kernels::TextAttentionArgs args;
-  args.norm_q = norm.as<float>();
-  args.eps = 1e-6F;
-  args.k = k.data();
-  args.v = v.data();
-  args.k_row = args.v_row = dim;
-  args.batch = 1;
-  args.queries = rows;
-  args.keys = 512;
-  args.heads = 12;
-  args.scale = 1.0F / std::sqrt(128.0F);
-  args.distinct = count.as<int64_t>();
+  const auto elements = static_cast<double>(in[0]->tokens * in[0]->dim);
   for (const bool fp8 : {false, true}) {
-    args.out_scales = fp8 ? scales.as<float>() : nullptr;
     const double us = microseconds([&](int i) {
-      const int64_t at = i % kSets * rows * dim;
-      args.q = q.as<__nv_bfloat16>() + at;
-      args.out = out.as<__nv_bfloat16>() + at;
-      kernels::text_attention(args, nullptr);
+      const auto set = static_cast<size_t>(i % kSets);
+      kernels::QkvArgs args = in[set]->args(c, *out[set], DType::kBF16);
+      args.scales = fp8 ? out[set]->scales.as<float>() : nullptr;
+      kernels::qkv_to_cache(args, in[set]->cache, nullptr);
     });
-    const std::string name =
-        "norm and attention to " + std::to_string(distinct) + " keys" + (fp8 ? ", to e4m3" : "");
-    print(name.c_str(), rows, us, static_cast<double>(rows * dim) * (fp8 ? 3.0 : 4.0));
+    print(fp8 ? "query and key preparation, e4m3" : "query and key preparation", in[0]->tokens, us,
+          elements * (fp8 ? 9.0 : 12.0));
   }
 }
 
@@ -707,18 +511,10 @@ int run(bool with_bench) {
         QkvCase{1, 1, 4, 5, 13, 7, 0, 0, 2}}) {
     test_qkv(c);
   }
-  for (const TextCase& c :
-       {TextCase{1, 1, 1, 1, 1}, TextCase{1, 33, 512, 1, 12}, TextCase{2, 70, 512, 41, 12},
-        TextCase{1, 47, 512, 64, 12}, TextCase{1, 100, 512, 65, 12}, TextCase{2, 31, 200, 145, 3},
-        TextCase{1, 16, 77, 77, 2}, TextCase{1, 40, 130, 0, 5}, TextCase{1, 4680, 512, 61, 12}}) {
-    test_text_attention(c);
-  }
   if (with_bench) {
     bench(4680, 3);
     bench(37440, 1);
     bench_qkv();
-    for (const int64_t distinct : {33, 61, 128, 256, 512}) bench_text_attention(4680, distinct);
-    bench_text_attention(37440, 61);
     print_epilogues();
   }
   std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);

@@ -5,6 +5,10 @@
 // rows at column g, D rows g and g + 8 at columns 2 c + {0, 1}. The order along the inner axis is
 // free as long as A and B share it, so a thread may read 16 bytes of a row: 8 elements from 8 c on
 // of 32 are its part of two products.
+//
+// Or "ldmatrix" distributes four squares of 8 rows of 16 bytes in shared memory: thread 8 i + j has
+// the address of row j of square i, and thread 4 g + c gets elements 2 c + {0, 1} of row g of each,
+// or, transposed, elements g of rows 2 c + {0, 1}.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +31,19 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint4& low, co
                                              const uint4& b) {
   multiply_add(d, low.x, high.x, low.y, high.y, b.x, b.y);
   multiply_add(d, low.z, high.z, low.w, high.w, b.z, b.w);
+}
+
+__device__ __forceinline__ void load_squares(uint32_t (&x)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void load_squares_transposed(uint32_t (&x)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
 }
 
 }  // namespace ultraflash::cuda

@@ -6,29 +6,42 @@
 // reads the first of those rows alone and counts it as often as it is there: log2(count) is added
 // to its score. A prompt of a few dozen tokens leaves one block of 64 keys out of 512.
 //
-// A CTA takes 32 queries and all heads, a warp each, so that norm and scale of a row are one
-// exchange over the CTA. Everything else a warp needs it reads into the very registers that the
-// matrix instructions want, 16 bytes a thread at a time, without shared memory: the columns of a
-// product's inner axis may come in any order that both operands share, and columns of the result in
-// any order at all. With more than 64 keys, sums of f32 wait in shared memory between blocks.
+// A warp takes 16 rows and some heads: 4 of 12 with the three CTAs of a cluster, which have the
+// same rows and exchange each row's sum of squares and largest result; all heads before sm_90. Its
+// rows of q come into shared memory and stay there, multiplied by the weights of the norm; the root
+// mean square is a factor of scores, so that its exchange runs beside the first product. Results
+// take the place of the queries of their head, and leave in whole rows, in e4m3 once their scale is
+// known. Keys and values of a head pass through three slots of 64 rows, which all warps share, two
+// of them under way while one is read.
 //
-// Bound by bytes: q once from memory (14 MB at 4680 rows), k and v once per CTA from L2 (58 MB at
-// 64 keys), results once.
+// Of 12 heads with 64 rows: 115 KB of shared memory, two CTAs to a multiprocessor, so that 4680
+// rows are 222 CTAs at 264 places. Bound by shared memory (each warp reads the keys and values of
+// its heads for 16 rows) and by the instructions of norm and softmax, near the bytes: q once,
+// results once, 27 MB of k and v from L2 for 61 keys.
 #include <algorithm>
+#include <array>
+#include <mutex>
 
+#include "ops/cuda/async_copy.cuh"
+#include "ops/cuda/cluster.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/quantise.cuh"
+#include "ops/cuda/text_attention.h"
 
 namespace ultraflash::cuda::kernels {
 namespace {
 
 constexpr int kHeadDim = 128;
-constexpr int kMostHeads = 12;
-constexpr int kRows = 32;  // of a CTA: two tiles of 16
-constexpr int kTiles = kRows / 16;
-constexpr int kKeys = 64;     // of a block
-constexpr int kMerged = 32;   // float4 of a thread that wait between blocks
-constexpr int kColumns = 64;  // of half a head
+constexpr int kRowBytes = 2 * kHeadDim;
+constexpr int kChunks = kRowBytes / 16;
+constexpr int kRows = 16;  // of a warp
+constexpr int kHeadBytes = kRows * kRowBytes;
+constexpr int kKeys = 64;  // of a block
+constexpr int kSlotBytes = kKeys * kRowBytes;
+constexpr int kSlots = 3;
+constexpr int kMostWarps = 4;
+constexpr int kMostParts = 8;  // a cluster that every device has
+constexpr int kPartHeads = 4;  // of a CTA of a cluster
 
 __device__ __forceinline__ uint32_t packed(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
@@ -38,10 +51,12 @@ __device__ __forceinline__ float low_of(uint32_t pair) { return __uint_as_float(
 __device__ __forceinline__ float high_of(uint32_t pair) {
   return __uint_as_float(pair & 0xFFFF0000U);
 }
-__device__ __forceinline__ const uint4& quad_at(const bf16* p) {
-  return *reinterpret_cast<const uint4*>(p);
+__device__ __forceinline__ float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
-/// Over the four threads that share a row.
+/// Over the four threads that share a row of a product.
 __device__ __forceinline__ float quad_sum(float x) {
   x += __shfl_xor_sync(0xFFFFFFFFU, x, 1);
   return x + __shfl_xor_sync(0xFFFFFFFFU, x, 2);
@@ -51,436 +66,475 @@ __device__ __forceinline__ float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(0xFFFFFFFFU, x, 2));
 }
 
-/// What a thread is: row `group` and `group` + 8 of each tile of 16, place `quarter` among the four
-/// threads of a row.
-struct Thread {
-  int head = static_cast<int>(threadIdx.x) / 32;
-  int group = static_cast<int>(threadIdx.x) % 32 / 4;
-  int quarter = static_cast<int>(threadIdx.x) % 4;
-};
-
-/// The rows of q that a thread reads: 16 m + 8 r after the first, as far as there are any.
-struct QueryRows {
-  const bf16* first;
-  int dim;
-  int count;
-  [[nodiscard]] __device__ __forceinline__ bool present(int m, int r) const {
-    return 16 * m + 8 * r < count;
-  }
-  [[nodiscard]] __device__ __forceinline__ uint4 quad(int m, int r, int step) const {
-    return present(m, r) ? quad_at(first + (16 * m + 8 * r) * dim + 32 * step)
-                         : make_uint4(0, 0, 0, 0);
-  }
-};
-
-// The RMS norm of 8 columns, rounded as a pass of its own would.
-__device__ __forceinline__ void normalize(uint4& q, float inverse, const float (&weight)[8]) {
-  q.x = packed(low_of(q.x) * inverse * weight[0], high_of(q.x) * inverse * weight[1]);
-  q.y = packed(low_of(q.y) * inverse * weight[2], high_of(q.y) * inverse * weight[3]);
-  q.z = packed(low_of(q.z) * inverse * weight[4], high_of(q.z) * inverse * weight[5]);
-  q.w = packed(low_of(q.w) * inverse * weight[6], high_of(q.w) * inverse * weight[7]);
+/// Where 16 bytes of a row of a head lie in shared memory: eight rows in a column, as ldmatrix
+/// reads them, and a row are both free of bank conflicts. Steps of two chunks are an exclusive-or
+/// with multiples of 32.
+__device__ __forceinline__ int place_of(int row, int chunk) {
+  return row * kRowBytes + ((chunk ^ row % 8) * 16);
 }
 
-// Scores of up to 64 keys, [tile of queries][8 keys][element of a fragment]. Inner columns 4 n to
-// 4 n + 3 of 16 are columns 8 n to 8 n + 3, then 8 n + 4 to 8 n + 7, of 32 of the head.
-__device__ __forceinline__ void scores(const TextAttentionArgs& a, const Thread& thread,
-                                       const QueryRows& rows, const float (&inverse)[kTiles][2],
-                                       const bf16* k, int first_key, int keys,
-                                       float (&s)[kTiles][8][4]) {
-  const bool wide = first_key + kKeys / 2 < keys;
-  const auto k_row = static_cast<int>(a.k_row);
+/// Scores of the first 16 GROUPS keys of a slot, [8 keys][element of a fragment]. `keys`: the slot
+/// and this lane's place in it.
+template <int GROUPS>
+__device__ __forceinline__ void add_scores(const uint32_t (&q)[8][4], uint32_t keys,
+                                           float (&s)[8][4]) {
+#pragma unroll
+  for (int step = 0; step < 8; ++step) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+      uint32_t k[4];
+      load_squares(k, (keys ^ static_cast<uint32_t>(32 * step)) + 16 * kRowBytes * group);
+      multiply_add(s[2 * group], q[step][0], q[step][1], q[step][2], q[step][3], k[0], k[1]);
+      multiply_add(s[2 * group + 1], q[step][0], q[step][1], q[step][2], q[step][3], k[2], k[3]);
+    }
+  }
+}
+
+/// Weights of 16 GROUPS keys times their values, [8 columns][element of a fragment].
+template <int GROUPS>
+__device__ __forceinline__ void add_values(const uint32_t (&w)[4][4], uint32_t values,
+                                           float (&o)[16][4]) {
+#pragma unroll
+  for (int group = 0; group < GROUPS; ++group) {
+#pragma unroll
+    for (int step = 0; step < 8; ++step) {
+      uint32_t v[4];
+      load_squares_transposed(v,
+                              (values ^ static_cast<uint32_t>(32 * step)) + 16 * kRowBytes * group);
+      multiply_add(o[2 * step], w[group][0], w[group][1], w[group][2], w[group][3], v[0], v[1]);
+      multiply_add(o[2 * step + 1], w[group][0], w[group][1], w[group][2], w[group][3], v[2], v[3]);
+    }
+  }
+}
+
+/// Largest score and sum of weights so far of the rows `group` and `group` + 8 of a thread.
+struct Softmax {
+  float largest[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {};  // of this thread's keys
+};
+
+/// Scores become weights in the form of left operands, [16 keys][register]; `factor` is what sums
+/// of earlier blocks are worth now. In the last block `last_key` counts from this thread's first
+/// key.
+__device__ __forceinline__ void weigh(float (&s)[8][4], const float (&scale_log2)[2], bool last,
+                                      int last_key, float last_bias, Softmax& rows,
+                                      float (&factor)[2], uint32_t (&w)[4][4]) {
+  float scale[2] = {scale_log2[0], scale_log2[1]};
+  if (last) {
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int key = 8 * t + i % 2;
+        float x = s[t][i] * scale[i / 2];
+        if (key == last_key) x += last_bias;
+        s[t][i] = key > last_key ? -INFINITY : x;
+      }
+    }
+    scale[0] = scale[1] = 1.0F;
+  }
+  float top[2] = {s[0][0], s[0][2]};
 #pragma unroll
   for (int t = 0; t < 8; ++t) {
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
+    for (int i = 0; i < 4; ++i) top[i / 2] = fmaxf(top[i / 2], s[t][i]);
+  }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) s[m][t][i] = 0.0F;
+  for (int r = 0; r < 2; ++r) {
+    const float now = fmaxf(rows.largest[r], quad_max(top[r]) * scale[r]);
+    factor[r] = exp2_of(rows.largest[r] - now);  // 0 for the first block
+    rows.largest[r] = now;
+    rows.sum[r] *= factor[r];
+  }
+#pragma unroll
+  for (int t = 0; t < 8; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      s[t][i] = exp2_of(s[t][i] * scale[i / 2] - rows.largest[i / 2]);
+      rows.sum[i / 2] += s[t][i];
     }
+    w[t / 2][t % 2 * 2] = packed(s[t][0], s[t][1]);
+    w[t / 2][t % 2 * 2 + 1] = packed(s[t][2], s[t][3]);
+  }
+}
+
+/// Sums of 8 values over each half of the warp, each with its like: lane l has that of value
+/// l % 16 / 2.
+__device__ __forceinline__ float half_warp_sums(float (&x)[8]) {
+  const auto lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int half = 4, step = 8; half >= 1; half /= 2, step /= 2) {
+    const bool upper = (lane & step) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float mine = upper ? x[i + half] : x[i];
+      const float other = upper ? x[i] : x[i + half];
+      x[i] = mine + __shfl_xor_sync(0xFFFFFFFFU, other, step);
+    }
+  }
+  return x[0] + __shfl_xor_sync(0xFFFFFFFFU, x[0], 1);
+}
+
+/// The queries of a head times the weights of the norm, in place, and their squares. A lane has 16
+/// bytes of rows 2 i + lane / 16.
+__device__ __forceinline__ void weight_queries(unsigned char* head, const float* norm,
+                                               float (&squares)[kRows / 2]) {
+  const auto lane = static_cast<int>(threadIdx.x) % 32;
+  const float4 low = __ldg(reinterpret_cast<const float4*>(norm));
+  const float4 high = __ldg(reinterpret_cast<const float4*>(norm) + 1);
+#pragma unroll
+  for (int i = 0; i < kRows / 2; ++i) {
+    auto* at = reinterpret_cast<uint4*>(head + place_of(2 * i + lane / kChunks, lane % kChunks));
+    uint4 x = *at;
+    const auto take = [&](uint32_t& pair, float a, float b) {
+      const float first = low_of(pair);
+      const float second = high_of(pair);
+      squares[i] = fmaf(first, first, squares[i]);
+      squares[i] = fmaf(second, second, squares[i]);
+      pair = packed(first * a, second * b);
+    };
+    take(x.x, low.x, low.y);
+    take(x.y, low.z, low.w);
+    take(x.z, high.x, high.y);
+    take(x.w, high.z, high.w);
+    *at = x;
+  }
+}
+
+/// To every CTA of the cluster.
+__device__ __forceinline__ void share(float* place, float value, int parts) {
+  if (parts == 1) {
+    *place = value;
+    return;
   }
 #pragma unroll 1
-  for (int step = 0; step < kHeadDim / 32; ++step) {
-    uint4 q[kTiles][2];
-    uint4 key[8];
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) q[m][r] = rows.quad(m, r, step);
-    }
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-      if (t >= 4 && !wide) break;
-      key[t] = quad_at(k + min(first_key + 8 * t + thread.group, keys - 1) * k_row + 32 * step);
-    }
-    float weight[8];
-    const float* from = a.norm_q + thread.head * kHeadDim + 32 * step + 8 * thread.quarter;
-    const float4 low = *reinterpret_cast<const float4*>(from);
-    const float4 high = *reinterpret_cast<const float4*>(from + 4);
-    weight[0] = low.x, weight[1] = low.y, weight[2] = low.z, weight[3] = low.w;
-    weight[4] = high.x, weight[5] = high.y, weight[6] = high.z, weight[7] = high.w;
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) normalize(q[m][r], inverse[m][r], weight);
-    }
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-      if (t >= 4 && !wide) break;
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-        multiply_add(s[m][t], q[m][0], q[m][1], key[t]);
-      }
-    }
-  }
-}
-
-// Largest score and sum of weights of each of a thread's rows so far; `factor` is what sums of
-// earlier blocks are worth now.
-struct Softmax {
-  float largest[kTiles][2];
-  float sum[kTiles][2];
-  float factor[kTiles][2];
-};
-
-// Weights of the keys of a block in the form of left operands: [tile][16 keys][register].
-__device__ __forceinline__ void weights_of(float (&s)[kTiles][8][4], float scale_log2, int last_key,
-                                           float last_bias, Softmax& rows,
-                                           uint32_t (&w)[kTiles][4][4]) {
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-    float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        // Keys 2 quarter + {0, 1} of 8; `last_key` counts from the first of them.
-        const int key = 8 * t + i % 2;
-        float x = s[m][t][i] * scale_log2;
-        if (key == last_key) x += last_bias;
-        if (key > last_key) x = -INFINITY;
-        s[m][t][i] = x;
-        top[i / 2] = fmaxf(top[i / 2], x);
-      }
-    }
-    float sum[2] = {};
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float now = fmaxf(rows.largest[m][r], quad_max(top[r]));
-      rows.factor[m][r] = exp2f(rows.largest[m][r] - now);  // 0 for the first block
-      rows.largest[m][r] = now;
-    }
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        s[m][t][i] = exp2f(s[m][t][i] - rows.largest[m][i / 2]);
-        sum[i / 2] += s[m][t][i];
-      }
-      w[m][t / 2][t % 2 * 2] = packed(s[m][t][0], s[m][t][1]);
-      w[m][t / 2][t % 2 * 2 + 1] = packed(s[m][t][2], s[m][t][3]);
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      rows.sum[m][r] = rows.sum[m][r] * rows.factor[m][r] + sum[r];
-    }
-  }
-}
-
-// Weights times 64 columns of v, [tile][columns 8 n + t][element of a fragment].
-__device__ __forceinline__ void weighted_values(const TextAttentionArgs& a, const Thread& thread,
-                                                const bf16* v, int first_key, int keys,
-                                                const uint32_t (&w)[kTiles][4][4],
-                                                float (&o)[kTiles][8][4]) {
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) o[m][t][i] = 0.0F;
-    }
-  }
-#pragma unroll
-  for (int pair = 0; pair < 2; ++pair) {
-    if (first_key + 32 * pair >= keys) break;
-    uint4 value[2][4];
-#pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      const int key = first_key + 32 * pair + 16 * u + 2 * thread.quarter;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = min(key + i % 2 + i / 2 * 8, keys - 1);  // weights past the last are 0
-        value[u][i] = quad_at(v + row * static_cast<int>(a.v_row));
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      const auto* words = reinterpret_cast<const uint32_t(*)[4]>(&value[u]);
-#pragma unroll
-      for (int t = 0; t < 8; ++t) {
-        const unsigned halves = t % 2 == 0 ? 0x5410 : 0x7632;
-        const uint32_t b0 = __byte_perm(words[0][t / 2], words[1][t / 2], halves);
-        const uint32_t b1 = __byte_perm(words[2][t / 2], words[3][t / 2], halves);
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
-          const uint32_t(&weight)[4] = w[m][2 * pair + u];
-          multiply_add(o[m][t], weight[0], weight[1], weight[2], weight[3], b0, b1);
-        }
-      }
-    }
-  }
-}
-
-/// The 16 columns of a thread's row r: column 16 quarter + 8 e + t of the half is element
-/// 2 r + e of fragment t.
-__device__ __forceinline__ float column_of(const float (&o)[8][4], int r, int column) {
-  return o[column % 8][2 * r + column / 8];
-}
-
-// 8 words of a thread in shared memory.
-__device__ __forceinline__ void keep(const uint32_t (&words)[8], float4* at, int threads) {
-  auto* to = reinterpret_cast<uint4*>(at);
-  to[0] = make_uint4(words[0], words[1], words[2], words[3]);
-  to[threads] = make_uint4(words[4], words[5], words[6], words[7]);
-}
-__device__ __forceinline__ void kept(const float4* at, int threads, uint32_t (&words)[8]) {
-  const auto* from = reinterpret_cast<const uint4*>(at);
-  const uint4 low = from[0];
-  const uint4 high = from[threads];
-  words[0] = low.x, words[1] = low.y, words[2] = low.z, words[3] = low.w;
-  words[4] = high.x, words[5] = high.y, words[6] = high.z, words[7] = high.w;
-}
-
-__device__ __forceinline__ void store_fp8(uint8_t* to, const uint32_t (&words)[8], float factor) {
-  float x[16];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    x[2 * i] = low_of(words[i]);
-    x[2 * i + 1] = high_of(words[i]);
-  }
-  *reinterpret_cast<Pack<uint8_t, 16>*>(to) = to_fp8(x, factor);
+  for (int part = 0; part < parts; ++part) *cluster_part(place, part) = value;
 }
 
 template <bool FP8>
-__global__ void __launch_bounds__(32 * kMostHeads, 1)
-    text_attention_kernel(const __grid_constant__ TextAttentionArgs a) {
-  __shared__ __align__(16) float exchange[2][kRows][kMostHeads];
-  extern __shared__ float4 merged[];  // [kMerged][threads]
-  const Thread thread;
-  const auto threads = static_cast<int>(blockDim.x);
+__global__ void __launch_bounds__(32 * kMostWarps, 2)
+    text_attention_kernel(const __grid_constant__ TextAttentionArgs a, int parts, int part_heads) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  const int part = static_cast<int>(blockIdx.x) % parts;
+  const int first_head = part * part_heads;
+  const int heads = min(part_heads, a.heads - first_head);
   const int64_t dim = int64_t{a.heads} * kHeadDim;
-  const int first_row = static_cast<int>(blockIdx.x) * kRows + thread.group;
-  const int64_t row0 = int64_t{blockIdx.y} * a.queries + first_row;
-  const int head_column = thread.head * kHeadDim;
+  const int rows = kRows * warps;
+  const int first_row = static_cast<int>(blockIdx.x) / parts * rows + kRows * warp;
+  const auto queries = static_cast<int>(a.queries);
+  const int64_t sample_row = int64_t{blockIdx.y} * queries;
 
-  // Inverse root mean squares of the rows, over all heads.
-  const QueryRows q{static_cast<const bf16*>(a.q) + row0 * dim + head_column + 8 * thread.quarter,
-                    static_cast<int>(dim), static_cast<int>(a.queries) - first_row};
-  float inverse[kTiles][2];
-  {
-    uint4 in[kTiles][2][4];
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-#pragma unroll
-        for (int step = 0; step < 4; ++step) in[m][r][step] = q.quad(m, r, step);
-      }
-    }
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float square = 0.0F;
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          const uint32_t words[4] = {in[m][r][step].x, in[m][r][step].y, in[m][r][step].z,
-                                     in[m][r][step].w};
-#pragma unroll
-          for (const uint32_t word : words) {
-            square += low_of(word) * low_of(word);
-            square += high_of(word) * high_of(word);
-          }
-        }
-        square = quad_sum(square);
-        if (thread.quarter == 0) exchange[0][16 * m + 8 * r + thread.group][thread.head] = square;
-      }
-    }
-  }
-  __syncthreads();
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float square = 0.0F;
-      for (int h = 0; h < a.heads; ++h) {
-        square += exchange[0][16 * m + 8 * r + thread.group][h];
-      }
-      inverse[m][r] = 1.0F / sqrtf(square / static_cast<float>(dim) + a.eps);
-    }
-  }
+  unsigned char* own = memory + warp * part_heads * kHeadBytes;  // [head][row][column]
+  const uint32_t own_address = shared_address(own);
+  const uint32_t ring = shared_address(memory) + warps * part_heads * kHeadBytes;
+  // [part][row]: sums of squares, then largest results.
+  auto* exchange =
+      reinterpret_cast<float*>(memory + warps * part_heads * kHeadBytes + kSlots * kSlotBytes) +
+      kRows * warp;
 
   const auto all_keys = static_cast<int>(a.keys);
-  int keys = all_keys;
-  if (a.distinct != nullptr) {
-    keys = static_cast<int>(min(max(*a.distinct, int64_t{1}), int64_t{all_keys}));
+  const int64_t distinct = a.distinct == nullptr ? all_keys : *a.distinct;
+  const int chunk = lane % kChunks;
+  {
+    const bf16* q = static_cast<const bf16*>(a.q) + first_head * kHeadDim + 8 * chunk;
+#pragma unroll
+    for (int i = 0; i < kRows / 2; ++i) {
+      const int row = 2 * i + lane / kChunks;
+      const bf16* from = q + (sample_row + min(first_row + row, queries - 1)) * dim;
+      const uint32_t to = own_address + place_of(row, chunk);
+      for (int h = 0; h < heads; ++h) copy_async(to + h * kHeadBytes, from + h * kHeadDim);
+    }
+    commit_copies();
   }
-  const float last_bias = log2f(static_cast<float>(all_keys - keys + 1));
   const bf16* k =
-      static_cast<const bf16*>(a.k) + blockIdx.y * a.k_batch + head_column + 8 * thread.quarter;
+      static_cast<const bf16*>(a.k) + blockIdx.y * a.k_batch + first_head * kHeadDim + 8 * chunk;
   const bf16* v =
-      static_cast<const bf16*>(a.v) + blockIdx.y * a.v_batch + head_column + 8 * thread.group;
-  Softmax softmax;
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      softmax.largest[m][r] = -INFINITY;
-      softmax.sum[m][r] = 0.0F;
+      static_cast<const bf16*>(a.v) + blockIdx.y * a.v_batch + first_head * kHeadDim + 8 * chunk;
+  // Rows past the last key have no weight, but a NaN there would count.
+  const auto load = [&](const bf16* from, int64_t stride, int first, int count, int slot) {
+    for (int row = thread / kChunks; row < count; row += 2 * warps) {
+      copy_async(ring + slot * kSlotBytes + place_of(row, chunk),
+                 from + min(first + row, all_keys - 1) * static_cast<int>(stride));
     }
-  }
-  float top[kTiles][2] = {};
-#pragma unroll 1
-  for (int first = 0; first < keys; first += kKeys) {
-    const bool last = first + kKeys >= keys;
-    uint32_t w[kTiles][4][4];
-    {
-      float s[kTiles][8][4];
-      scores(a, thread, q, inverse, k, first, keys, s);
-      weights_of(s, a.scale * 1.44269504F, keys - 1 - first - 2 * thread.quarter, last_bias,
-                 softmax, w);
+    commit_copies();
+  };
+  load(k, a.k_row, 0, kKeys, 0);
+  load(v, a.v_row, 0, kKeys, 1);
+  const int keys = static_cast<int>(min(max(distinct, int64_t{1}), int64_t{all_keys}));
+  const float last_bias = log2f(static_cast<float>(all_keys - keys + 1));
+  // What comes next into the ring: keys, then values, of a block; blocks of a head; heads.
+  int next_head = kKeys < keys ? 0 : 1;
+  int next_first = kKeys < keys ? kKeys : 0;
+  bool next_is_values = false;
+  int next_slot = 2;
+  const auto load_next = [&] {
+    if (next_head == heads) {
+      commit_copies();
+      return;
     }
-    float over_sum[kTiles][2] = {};
-    if (last) {
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) over_sum[m][r] = 1.0F / quad_sum(softmax.sum[m][r]);
+    const int count = keys - next_first > kKeys / 2 ? kKeys : kKeys / 2;
+    load((next_is_values ? v : k) + next_head * kHeadDim, next_is_values ? a.v_row : a.k_row,
+         next_first, count, next_slot);
+    next_slot = next_slot == kSlots - 1 ? 0 : next_slot + 1;
+    if (next_is_values) {
+      next_first += kKeys;
+      if (next_first >= keys) {
+        next_first = 0;
+        ++next_head;
       }
     }
+    next_is_values = !next_is_values;
+  };
+
+  wait_for_copies<2>();
+  __syncwarp();  // a row came by several lanes
+  {
+    float squares[kRows / 2] = {};
 #pragma unroll 1
-    for (int half = 0; half < 2; ++half) {
-      float o[kTiles][8][4];
-      weighted_values(a, thread, v + kColumns * half, first, keys, w, o);
-      if (first > 0 || !last) {
+    for (int h = 0; h < heads; ++h) {
+      weight_queries(own + h * kHeadBytes, a.norm_q + (first_head + h) * kHeadDim + 8 * chunk,
+                     squares);
+    }
+    const float sum = half_warp_sums(squares);
+    if (lane % 2 == 0) share(exchange + part * rows + lane % 16 + lane / 16, sum, parts);
+  }
+  __syncwarp();
+  if (parts > 1) cluster_arrive();
+
+  const int group = lane / 4;
+  const int quarter = lane % 4;
+  // Squares of left operands and of values: 16 rows of a chunk, then of the one beside it; of keys:
+  // 8 rows of both.
+  const uint32_t down = place_of(lane % 16, lane / 16);
+  const uint32_t across = place_of(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  float scale_log2[2] = {};
+  float top[2] = {};
+  int slot = 0;
+  // A slot's copies, of all threads, have arrived, and the slot before it may be written again.
+  const auto enter_slot = [&] {
+    wait_for_copies<1>();
+    __syncthreads();
+    load_next();
+  };
+  const auto leave_slot = [&] { slot = slot == kSlots - 1 ? 0 : slot + 1; };
+#pragma unroll 1
+  for (int h = 0; h < heads; ++h) {
+    uint32_t q[8][4];
 #pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
+    for (int step = 0; step < 8; ++step) {
+      load_squares(q[step],
+                   own_address + h * kHeadBytes + (down ^ static_cast<uint32_t>(32 * step)));
+    }
+    float o[16][4] = {};
+    Softmax softmax;
+#pragma unroll 1
+    for (int first = 0; first < keys; first += kKeys) {
+      const bool wide = keys - first > kKeys / 2;
+      const bool last = keys - first <= kKeys;
+      float s[8][4] = {};
+      enter_slot();
+      if (wide) {
+        add_scores<4>(q, ring + slot * kSlotBytes + across, s);
+      } else {
+        add_scores<2>(q, ring + slot * kSlotBytes + across, s);
+      }
+      leave_slot();
+      if (h == 0 && first == 0) {  // the norm: a factor of scores
+        if (parts > 1) cluster_wait();
+        float square = 0.0F;
+#pragma unroll 1
+        for (int p = 0; p < parts; ++p) square += exchange[p * rows + lane % kRows];
+        const float inverse = 1.0F / sqrtf(square / static_cast<float>(dim) + a.eps);
+        const float factor = inverse * a.scale * 1.44269504F;
+        scale_log2[0] = __shfl_sync(0xFFFFFFFFU, factor, group);
+        scale_log2[1] = __shfl_sync(0xFFFFFFFFU, factor, group + 8);
+        // The sums have been read, so that the exchange may take the largest results.
+        if (FP8 && parts > 1) cluster_arrive();
+      }
+      float factor[2];
+      uint32_t w[4][4];
+      weigh(s, scale_log2, last, keys - 1 - first - 2 * quarter, last_bias, softmax, factor, w);
+      if (first > 0) {
 #pragma unroll
-          for (int t = 0; t < 8; ++t) {
-            float4& at = merged[((half * kTiles + m) * 8 + t) * threads + threadIdx.x];
-            if (first > 0) {
-              const float4 before = at;
-              o[m][t][0] += before.x * softmax.factor[m][0];
-              o[m][t][1] += before.y * softmax.factor[m][0];
-              o[m][t][2] += before.z * softmax.factor[m][1];
-              o[m][t][3] += before.w * softmax.factor[m][1];
-            }
-            if (!last) at = make_float4(o[m][t][0], o[m][t][1], o[m][t][2], o[m][t][3]);
-          }
+        for (int t = 0; t < 16; ++t) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) o[t][i] *= factor[i / 2];
         }
       }
-      if (!last) continue;
+      enter_slot();
+      if (wide) {
+        add_values<4>(w, ring + slot * kSlotBytes + down, o);
+      } else {
+        add_values<2>(w, ring + slot * kSlotBytes + down, o);
+      }
+      leave_slot();
+    }
+    float over_sum[2];
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
+    for (int r = 0; r < 2; ++r) over_sum[r] = 1.0F / quad_sum(softmax.sum[r]);
+    unsigned char* results = own + h * kHeadBytes;
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          uint32_t words[8];
+    for (int t = 0; t < 16; ++t) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            words[i] = packed(column_of(o[m], r, 2 * i) * over_sum[m][r],
-                              column_of(o[m], r, 2 * i + 1) * over_sum[m][r]);
-          }
-          if constexpr (FP8) {
+      for (int r = 0; r < 2; ++r) {
+        const uint32_t word = packed(o[t][2 * r] * over_sum[r], o[t][2 * r + 1] * over_sum[r]);
+        if constexpr (FP8) {
+          top[r] = fmaxf(top[r], fmaxf(fabsf(low_of(word)), fabsf(high_of(word))));
+        }
+        *reinterpret_cast<uint32_t*>(results + place_of(group + 8 * r, t) + 4 * quarter) = word;
+      }
+    }
+    if constexpr (!FP8) {
+      __syncwarp();
+      bf16* out = static_cast<bf16*>(a.out) + (first_head + h) * kHeadDim + 8 * chunk;
 #pragma unroll
-            for (const uint32_t word : words) {
-              top[m][r] = fmaxf(top[m][r], fmaxf(fabsf(low_of(word)), fabsf(high_of(word))));
-            }
-            keep(words, merged + (half * kMerged / 2 + (m * 2 + r) * 2) * threads + threadIdx.x,
-                 threads);
-          } else if (q.present(m, r)) {
-            const int64_t row = row0 + 16 * m + 8 * r;
-            auto* to =
-                reinterpret_cast<uint4*>(static_cast<bf16*>(a.out) + row * dim + head_column +
-                                         kColumns * half + 16 * thread.quarter);
-            to[0] = make_uint4(words[0], words[1], words[2], words[3]);
-            to[1] = make_uint4(words[4], words[5], words[6], words[7]);
-          }
+      for (int i = 0; i < kRows / 2; ++i) {
+        const int row = 2 * i + lane / kChunks;
+        if (first_row + row < queries) {
+          *reinterpret_cast<uint4*>(out + (sample_row + first_row + row) * dim) =
+              *reinterpret_cast<const uint4*>(results + place_of(row, chunk));
         }
       }
     }
   }
   if constexpr (FP8) {
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        top[m][r] = quad_max(top[m][r]);
-        if (thread.quarter == 0)
-          exchange[1][16 * m + 8 * r + thread.group][thread.head] = top[m][r];
-      }
+    const float of_rows[2] = {quad_max(top[0]), quad_max(top[1])};
+    if (parts > 1) cluster_wait();  // for the sums to have been read
+    if (quarter == 0) {
+      share(exchange + part * rows + group, of_rows[0], parts);
+      share(exchange + part * rows + group + 8, of_rows[1], parts);
     }
-    __syncthreads();
+    __syncwarp();
+    if (parts > 1) {
+      cluster_arrive();
+      cluster_wait();
+    }
+    float largest = 0.0F;
+#pragma unroll 1
+    for (int p = 0; p < parts; ++p) {
+      largest = fmaxf(largest, exchange[p * rows + lane % kRows]);
+    }
+    const Fp8Scale scale = fp8_scale(largest);
+    if (part == 0 && lane < kRows && first_row + lane < queries) {
+      a.out_scales[sample_row + first_row + lane] = scale.scale;
+    }
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int64_t row = row0 + 16 * m + 8 * r;
-        float largest = 0.0F;
-        for (int h = 0; h < a.heads; ++h) {
-          largest = fmaxf(largest, exchange[1][16 * m + 8 * r + thread.group][h]);
-        }
-        const Fp8Scale scale = fp8_scale(largest);
-        if (!q.present(m, r)) continue;
-        if (thread.quarter == 0 && thread.head == 0) a.out_scales[row] = scale.scale;
-        auto* to = static_cast<uint8_t*>(a.out) + row * dim + head_column + 16 * thread.quarter;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t words[8];
-          kept(merged + (half * kMerged / 2 + (m * 2 + r) * 2) * threads + threadIdx.x, threads,
-               words);
-          store_fp8(to + kColumns * half, words, scale.factor);
-        }
+    for (int i = 0; i < kRows / 2; ++i) {
+      const int row = 2 * i + lane / kChunks;
+      const float factor = __shfl_sync(0xFFFFFFFFU, scale.factor, row);
+      if (first_row + row >= queries) continue;
+      auto* out = static_cast<uint8_t*>(a.out) + (sample_row + first_row + row) * dim +
+                  first_head * kHeadDim + 8 * chunk;
+      for (int h = 0; h < heads; ++h) {
+        const uint4 words =
+            *reinterpret_cast<const uint4*>(own + h * kHeadBytes + place_of(row, chunk));
+        const float x[8] = {low_of(words.x), high_of(words.x), low_of(words.y), high_of(words.y),
+                            low_of(words.z), high_of(words.z), low_of(words.w), high_of(words.w)};
+        *reinterpret_cast<Pack<uint8_t, 8>*>(out + h * kHeadDim) = to_fp8(x, factor);
       }
     }
   }
 }
 
-constexpr int kStaticBytes = 2 * kRows * kMostHeads * static_cast<int>(sizeof(float));
+/// What of a device decides the shape; its kernels are made ready when it is first asked for.
+struct Device {
+  std::once_flag once;
+  int most_bytes = 0;  // of shared memory, for a CTA
+  int all_bytes = 0;   // of a multiprocessor
+  int reserved = 0;    // of each CTA
+  bool clusters = false;
+};
+const Device& device() {
+  static std::array<Device, 64> devices;
+  int index = 0;
+  UF_CUDA_TRY(cudaGetDevice(&index));
+  require(index < static_cast<int>(devices.size()), "text_attention: a device past the 64th");
+  Device& found = devices[static_cast<size_t>(index)];
+  std::call_once(found.once, [&] {
+    const auto get = [&](cudaDeviceAttr which) {
+      int value = 0;
+      UF_CUDA_TRY(cudaDeviceGetAttribute(&value, which, index));
+      return value;
+    };
+    found.most_bytes = get(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    found.all_bytes = get(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    found.reserved = get(cudaDevAttrReservedSharedMemoryPerBlock);
+    found.clusters = get(cudaDevAttrComputeCapabilityMajor) >= 9;
+    for (auto* kernel : {text_attention_kernel<false>, text_attention_kernel<true>}) {
+      UF_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       found.most_bytes));
+      UF_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                       cudaSharedmemCarveoutMaxShared));
+    }
+  });
+  return found;
+}
 
-// What waits between blocks of keys, or in e4m3 for the scale of its row: 192 KiB for 12 heads.
-int shared_bytes(const TextAttentionArgs& a) {
-  return 32 * a.heads * kMerged * static_cast<int>(sizeof(float4));
+int heads_of_part(int heads, int parts) { return static_cast<int>(ceil_div(heads, parts)); }
+int shared_bytes(int heads, const TextShape& shape) {
+  return shape.warps * heads_of_part(heads, shape.parts) * kHeadBytes + kSlots * kSlotBytes +
+         shape.parts * shape.warps * kRows * static_cast<int>(sizeof(float));
 }
 
 }  // namespace
 
+TextShape text_shape(const TextAttentionArgs& a) {
+  const Device& on = device();
+  TextShape shape;
+  shape.parts = 1;
+  if (on.clusters) {  // as few as leave none without heads
+    const int parts = std::min(static_cast<int>(ceil_div(a.heads, kPartHeads)), kMostParts);
+    shape.parts = static_cast<int>(ceil_div(a.heads, heads_of_part(a.heads, parts)));
+  }
+  // Two CTAs to a multiprocessor where that leaves each a warp.
+  for (const int bytes : {on.all_bytes / 2 - on.reserved, on.most_bytes}) {
+    for (shape.warps = kMostWarps; shape.warps > 0; --shape.warps) {
+      if (shared_bytes(a.heads, shape) <= std::min(bytes, on.most_bytes)) return shape;
+    }
+  }
+  return shape;
+}
+
 bool text_attention_takes(const TextAttentionArgs& a) {
-  int device = 0;
-  int most = 0;
-  UF_CUDA_TRY(cudaGetDevice(&device));
-  UF_CUDA_TRY(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return shared_bytes(a) + kStaticBytes <= most && a.heads >= 1 && a.heads <= kMostHeads &&
-         a.keys >= 1 && a.keys < 1 << 20 &&
-         a.keys * std::max(a.k_row, a.v_row) < int64_t{1} << 31 &&
+  return a.heads >= 1 && a.heads <= 1024 && text_shape(a).warps > 0 && a.keys >= 1 &&
+         a.keys < 1 << 20 && a.keys * std::max(a.k_row, a.v_row) < int64_t{1} << 31 &&
          a.queries * a.batch < int64_t{1} << 31 && a.batch < 1 << 16 && a.k_row % 8 == 0 &&
          a.v_row % 8 == 0 && a.k_batch % 8 == 0 && a.v_batch % 8 == 0 && packable(a.q) &&
          packable(a.k) && packable(a.v) && packable(a.out) && packable(a.norm_q);
 }
 
-void text_attention(const TextAttentionArgs& a, cudaStream_t stream) {
+void text_attention(const TextAttentionArgs& a, const TextShape& shape, cudaStream_t stream) {
   if (a.batch * a.queries == 0) return;
-  require(text_attention_takes(a), "text_attention: at most 12 heads of 128 and rows of 16 bytes");
-  const int threads = 32 * a.heads;
-  const int bytes = shared_bytes(a);
-  const auto go = [&](auto kernel) {
-    UF_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    const dim3 grid(ceil_div(a.queries, kRows), static_cast<unsigned>(a.batch));
-    kernel<<<grid, static_cast<unsigned>(threads), static_cast<size_t>(bytes), stream>>>(a);
-  };
-  if (a.out_scales != nullptr) {
-    go(text_attention_kernel<true>);
-  } else {
-    go(text_attention_kernel<false>);
-  }
-  UF_CUDA_LAUNCHED();
+  const int part_heads = heads_of_part(a.heads, shape.parts);
+  require(text_attention_takes(a), "text_attention: heads of 128 and rows of 16 bytes");
+  require(shape.parts >= 1 && shape.parts <= (device().clusters ? kMostParts : 1) &&
+              shape.warps >= 1 && shape.warps <= kMostWarps &&
+              (shape.parts - 1) * part_heads < a.heads &&
+              shared_bytes(a.heads, shape) <= device().most_bytes,
+          "text_attention: a shape that the device has not");
+  cudaLaunchConfig_t config{};
+  config.gridDim =
+      dim3(ceil_div(a.queries, int64_t{kRows} * shape.warps) * static_cast<unsigned>(shape.parts),
+           static_cast<unsigned>(a.batch));
+  config.blockDim = dim3(static_cast<unsigned>(32 * shape.warps));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes(a.heads, shape));
+  config.stream = stream;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(shape.parts), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = shape.parts > 1 ? 1 : 0;
+  auto* kernel =
+      a.out_scales != nullptr ? text_attention_kernel<true> : text_attention_kernel<false>;
+  UF_CUDA_TRY(cudaLaunchKernelEx(&config, kernel, a, shape.parts, part_heads));
+}
+
+void text_attention(const TextAttentionArgs& a, cudaStream_t stream) {
+  text_attention(a, text_shape(a), stream);
 }
 
 }  // namespace ultraflash::cuda::kernels

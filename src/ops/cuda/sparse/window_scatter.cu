@@ -8,12 +8,12 @@
 //
 // bf16 or f32 in memory, f32 arithmetic, one rounding. Bound by memory: q, k and v are read once
 // and written once.
-#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 
 #include <algorithm>
 #include <type_traits>
 
+#include "ops/cuda/cluster.cuh"
 #include "ops/cuda/quantise.cuh"
 #include "ops/cuda/sparse/window_scatter.h"
 
@@ -103,24 +103,6 @@ struct TokenSource {
   int row;  // in its sample; -1: padding
   int time, vertical, horizontal;
 };
-
-// The parts of the cluster. sm_80 has none; the host code starts the clustered kernel on sm_90 and
-// later alone.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void cluster_arrive() {
-  cooperative_groups::this_cluster().barrier_arrive();
-}
-__device__ __forceinline__ void cluster_wait() {
-  cooperative_groups::this_cluster().barrier_wait();
-}
-__device__ __forceinline__ const float* cluster_part(float* pointer, int part) {
-  return cooperative_groups::this_cluster().map_shared_rank(pointer, part);
-}
-#else
-__device__ __forceinline__ void cluster_arrive() { __trap(); }
-__device__ __forceinline__ void cluster_wait() { __trap(); }
-__device__ __forceinline__ const float* cluster_part(float* pointer, int) { return pointer; }
-#endif
 
 template <typename T, int TOKENS>
 struct Lines {
