@@ -179,8 +179,10 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
     const int y = space / p.block_columns * p.window_height + i % in_frame / p.window_width;
     const int x = space % p.block_columns * p.window_width + i % p.window_width;
     const bool real = frame < p.frames && y < p.height && x < p.width;
-    sources[i - begin] = {real ? (frame * p.height + y) * p.width + x : -1, frame * half,
-                          (p.frames + y) * half, (p.frames + p.height + x) * half};
+    // Padding is zeros at any angle that the table has.
+    sources[i - begin] = {real ? (frame * p.height + y) * p.width + x : -1, real ? frame * half : 0,
+                          (p.frames + (real ? y : 0)) * half,
+                          (p.frames + p.height + (real ? x : 0)) * half};
   }
   for (int i = thread; i < 2 * 2 * TOKENS * kMaxWarps; i += threads) partial[i] = 0.0F;
   __syncthreads();
