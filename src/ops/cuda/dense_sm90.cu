@@ -131,7 +131,7 @@ template <class TILES>
 __device__ __forceinline__ void consume_dense(const DenseParams& p, uint32_t base) {
   using L = AttentionLayout<TILES>;
   const int last_keys = p.keys - (p.key_blocks - 1) * kBlock;
-  Consumer<TILES, L> consumer(base);
+  Consumer<TILES, L, /*TURNS=*/true> consumer(base);
   Output<TILES> out;
   RowState rows;
   uint32_t q_parity = 0;
@@ -139,13 +139,12 @@ __device__ __forceinline__ void consume_dense(const DenseParams& p, uint32_t bas
   while (true) {
     const Segment segment = schedule.next();
     if (segment.count == 0) break;
-    // The block that ends in padding, counted from the first of this segment.
-    const int masked = last_keys < kBlock ? p.key_blocks - 1 - segment.first : segment.count;
+    const bool ends = segment.first + segment.count == p.key_blocks;
     float c = p.scale_log2;
     if constexpr (TILES::kRun > 0) c *= p.scales[segment.tile / p.query_blocks];
     barrier_wait(base + L::q_full(), q_parity);
     q_parity ^= 1;
-    consumer.template attend<true>(segment.count, masked, last_keys, c, out, rows);
+    consumer.template attend<true>(segment.count, ends ? last_keys : kBlock, c, out, rows);
     if (segment.piece < 0) {
       store_tile(p, segment, consumer.row(), out.o, rows);
     } else {

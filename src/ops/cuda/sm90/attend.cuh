@@ -4,9 +4,11 @@
 // memory, and two consumer warpgroups of 64 queries each. Per key block a consumer computes
 // S = Q K^T (both operands in shared memory), P = exp2(S c - shift) in f32, and O += P V with P
 // from registers. O += P V of one block and S of the next are issued together, so a slot of the
-// ring holds K of a block and V of the one before. The consumers take turns: while one computes
-// exponentials, the other keeps the tensor cores busy. In bf16 those bound the loop; in e4m3, where
-// a consumer's own instructions do, it goes on as soon as S is there, while O += P V still runs.
+// ring holds K of a block and V of the one before. The consumers may take turns: while one computes
+// exponentials, the other keeps the tensor cores busy. In bf16 those bound the loop. In e4m3 a
+// consumer's own instructions do, so it goes on as soon as S is there, while O += P V still runs;
+// its partner's turn begins then and not, as in bf16, when both products are queued. Short lists of
+// key blocks go faster without turns.
 //
 // Shared memory at head_dim 128: Q 32 KiB + 3 x (K 32 KiB + V 32 KiB) in bf16, half of it per tile
 // and 6 slots in e4m3. Registers: 232 or 240 per consumer thread (S 64, O 64 and in e4m3 64 more,
@@ -99,7 +101,7 @@ __device__ __forceinline__ void produce_slot(const CUtensorMap* k_map, const CUt
 }
 
 /// A consumer warpgroup and its place in the ring.
-template <class TILES, class LAYOUT>
+template <class TILES, class LAYOUT, bool TURNS>
 struct Consumer {
   static constexpr int kStages = TILES::kStages;
   uint32_t base;
@@ -111,14 +113,16 @@ struct Consumer {
   uint32_t partner;
   RingPlace<kStages> ring;
 
+  // What comes out of an exchange between lanes stays in a register; the assembler would compute it
+  // anew for every block otherwise.
   explicit __device__ __forceinline__ Consumer(uint32_t shared_base)
-      : base(shared_base),
-        consumer(static_cast<int>(threadIdx.x) / 128 - 1),
+      : base(__shfl_sync(0xFFFFFFFFU, shared_base, 0)),
+        consumer(__shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 128 - 1, 0)),
         q(base + LAYOUT::kQ + consumer * 64 * 128),
         signals(threadIdx.x % 32 == 0),
         mine(1 + consumer),
         partner(2 - consumer) {
-    if (consumer == 1) named_arrive(partner, 256);
+    if (TURNS && consumer == 1) named_arrive(partner, 256);
   }
   /// The first of a thread's two rows of the tile.
   [[nodiscard]] __device__ __forceinline__ int row() const {
@@ -127,14 +131,25 @@ struct Consumer {
   }
   /// Pairs with the partner's last arrival, so that no barrier is left half full.
   __device__ __forceinline__ void finish() const {
-    if (consumer == 0) named_sync(mine, 256);
+    if (TURNS && consumer == 0) named_sync(mine, 256);
   }
 
   /// Attention of a tile whose queries have arrived over its `count` > 0 next key blocks. MASKED:
-  /// block `masked` has `valid` keys.
+  /// the last of them has `valid` keys.
   template <bool MASKED>
-  __device__ __forceinline__ void attend(int count, int masked, int valid, float c,
-                                         Output<TILES>& out, RowState& rows) {
+  __device__ __forceinline__ void attend(int count, int valid, float c, Output<TILES>& out,
+                                         RowState& rows) {
+    if constexpr (TILES::kRun > 0) {
+      attend_fp8<MASKED>(count, valid, c, out, rows);
+    } else {
+      attend_blocks<MASKED>(count, valid, c, out, rows);
+    }
+  }
+
+ private:
+  template <bool MASKED>
+  __device__ __forceinline__ void attend_blocks(int count, int valid, float c, Output<TILES>& out,
+                                                RowState& rows) {
     float s[64];
     uint32_t weights[TILES::kWeights];
     out.clear();
@@ -145,83 +160,152 @@ struct Consumer {
     wgmma_commit();
     wgmma_wait<0>();
     pin(s);
-    release(count == 1);
-    if (MASKED && masked == 0) mask_scores(s, valid);
-    first_softmax<TILES>(s, c, rows, weights);
+    release(ring.stage);
+    if (count == 1) release_queries();
+    ring.advance();
+    if (MASKED && count == 1 && valid < kBlock) mask_scores(s, valid);
+    first_shift<TILES>(s, c, rows);
+    static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, rows.sum));
     for (int j = 1; j < count; ++j) {
       barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
       pin(s);
       pin(out.o);
       pin(weights);
-      named_sync(mine, 256);
+      if (TURNS) named_sync(mine, 256);
       wgmma_fence();
-      if constexpr (TILES::kRun > 0) {
-        TILES::issue_scores(s, q, key_tile());
-        wgmma_commit();
-        TILES::issue_output(out.o, weights, value_tile(), starts_run(j - 1));
-        wgmma_commit();
-        named_arrive(partner, 256);
-        wgmma_wait<1>();
-        pin(s);
-        if (MASKED && j == masked) mask_scores(s, valid);
-        // P of the block before is still being read: half of the new one waits elsewhere.
-        uint32_t early[TILES::kWeights / 2];
-        float sum[2] = {0.0F, 0.0F};
-        TILES::exponentials(s, 0, rows.shift, c, early, sum);
-        wgmma_wait<0>();
-        pin(out.o);
-        pin(weights);
-        release(j == count - 1);
-        if (starts_run(j)) out.collect();
-        next_softmax<TILES>(s, c, early, rows, weights, sum, out);
-      } else {
-        TILES::issue_output(out.o, weights, value_tile(), false);
-        TILES::issue_scores(s, q, key_tile());
-        wgmma_commit();
-        named_arrive(partner, 256);
-        wgmma_wait<0>();
-        pin(s);
-        pin(out.o);
-        pin(weights);
-        release(j == count - 1);
-        if (MASKED && j == masked) mask_scores(s, valid);
-        next_softmax<TILES>(s, c, rows, weights, out);
-      }
+      TILES::issue_output(out.o, weights, value_tile());
+      TILES::issue_scores(s, q, key_tile());
+      wgmma_commit();
+      if (TURNS) named_arrive(partner, 256);
+      wgmma_wait<0>();
+      pin(s);
+      pin(out.o);
+      pin(weights);
+      release(ring.stage);
+      if (j == count - 1) release_queries();
+      ring.advance();
+      if (MASKED && j == count - 1 && valid < kBlock) mask_scores(s, valid);
+      next_softmax<TILES>(s, c, rows, weights, out);
     }
     barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
     pin(out.o);
     pin(weights);
     wgmma_fence();
-    TILES::issue_output(out.o, weights, value_tile(), starts_run(count - 1));
+    TILES::issue_output(out.o, weights, value_tile());
     wgmma_commit();
     rows.sum[0] = row_sum(rows.sum[0]);
     rows.sum[1] = row_sum(rows.sum[1]);
     wgmma_wait<0>();
     pin(out.o);
-    release(/*queries=*/false);
-    if constexpr (TILES::kRun > 0) {
-#pragma unroll
-      for (int i = 0; i < Output<TILES>::kCount; ++i) out.o[i] += out.runs[i];
-    }
-  }
-
- private:
-  [[nodiscard]] __device__ __forceinline__ uint32_t key_tile() const {
-    return base + LAYOUT::kK + ring.stage * LAYOUT::kTileBytes;
-  }
-  [[nodiscard]] __device__ __forceinline__ uint32_t value_tile() const {
-    return base + LAYOUT::kV + ring.stage * LAYOUT::kTileBytes;
-  }
-  /// The slot is done with, and `queries` too.
-  __device__ __forceinline__ void release(bool queries) {
-    if (signals) {
-      barrier_arrive(base + LAYOUT::empty(ring.stage));
-      if (queries) barrier_arrive(base + LAYOUT::q_empty());
-    }
+    release(ring.stage);
     ring.advance();
   }
-  static __device__ __forceinline__ bool starts_run(int block) {
-    return TILES::kRun > 0 && block % (TILES::kRun > 0 ? TILES::kRun : 1) == 0;
+
+  /// In e4m3, where a consumer's own instructions bound the loop: exponentials begin as soon as S
+  /// is there, while O += P V of the block before still runs.
+  template <bool MASKED>
+  __device__ __forceinline__ void attend_fp8(int count, int valid, float c, Output<TILES>& out,
+                                             RowState& rows) {
+    float s[64];
+    uint32_t weights[TILES::kWeights];
+    out.clear();
+    barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
+    pin(s);
+    wgmma_fence();
+    TILES::issue_scores(s, q, key_tile());
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(s);
+    release(ring.stage);
+    if (count == 1) release_queries();
+    ring.advance();
+    if (MASKED && count == 1 && valid < kBlock) mask_scores(s, valid);
+    first_shift<TILES>(s, c, rows);
+    static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, rows.sum));
+    bool ready = barrier_test(base + LAYOUT::full(ring.stage), ring.parity);
+    bool fresh = true;  // what is queued next begins a run
+#pragma unroll 1
+    for (int left = count - 2; left >= 0; --left) {
+      if (!ready) barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
+      pin(s);
+      pin(weights);
+      if (TURNS) named_sync(mine, 256);
+      wgmma_fence();
+      TILES::issue_scores(s, q, key_tile());
+      wgmma_commit();
+      if (fresh) out.collect();
+      pin(out.o);
+      wgmma_fence();
+      TILES::issue_output(out.o, weights, value_tile(), fresh);
+      wgmma_commit();
+      fresh = !fresh;
+      const RingPlace<kStages> place = ring;
+      ring.advance();
+      ready = barrier_test(base + LAYOUT::full(ring.stage), ring.parity);
+      wgmma_wait<1>();
+      pin(s);
+      if (TURNS) {
+        named_arrive(partner, 256);
+        end_of_block(q);
+      }
+      // The tensor cores still read the weights of the block before.
+      uint32_t next[TILES::kWeights];
+      float sum[2];
+      const bool mask = MASKED && left == 0 && valid < kBlock;
+      const bool high = TILES::exponentials(s, rows.shift, c, next, sum) || mask;
+      // This branch also keeps the assembler from waiting for the output before the exponentials.
+      if (__any_sync(0xFFFFFFFFU, high)) [[unlikely]] {
+        wgmma_wait<0>();
+        pin(out.o);
+        pin(weights);
+        TILES::scores_again(s, q + warp_now() % 4 * 16 * 128, tile(LAYOUT::kK, place.stage));
+        if (mask) mask_scores(s, valid);
+        move_shift<TILES>(s, c, rows, out);
+        static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, sum));
+      } else {
+        wgmma_wait<0>();
+        pin(out.o);
+        pin(weights);
+#pragma unroll
+        for (int i = 0; i < TILES::kWeights; ++i) weights[i] = next[i];
+      }
+      release(place.stage);
+      if (left == 0) release_queries();
+      rows.sum[0] += sum[0];
+      rows.sum[1] += sum[1];
+    }
+    if (!ready) barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
+    if (fresh) out.collect();
+    pin(out.o);
+    pin(weights);
+    wgmma_fence();
+    TILES::issue_output(out.o, weights, value_tile(), fresh);
+    wgmma_commit();
+    rows.sum[0] = row_sum(rows.sum[0]);
+    rows.sum[1] = row_sum(rows.sum[1]);
+    wgmma_wait<0>();
+    pin(out.o);
+    release(ring.stage);
+    ring.advance();
+#pragma unroll
+    for (int i = 0; i < Output<TILES>::kCount; ++i) out.o[i] += out.runs[i];
+  }
+
+  [[nodiscard]] __device__ __forceinline__ uint32_t tile(uint32_t tiles, int stage) const {
+    return base + tiles + stage * LAYOUT::kTileBytes;
+  }
+  [[nodiscard]] __device__ __forceinline__ uint32_t key_tile() const {
+    return tile(LAYOUT::kK, ring.stage);
+  }
+  [[nodiscard]] __device__ __forceinline__ uint32_t value_tile() const {
+    return tile(LAYOUT::kV, ring.stage);
+  }
+  /// A slot is done with.
+  __device__ __forceinline__ void release(int stage) const {
+    if (signals) barrier_arrive(base + LAYOUT::empty(stage));
+  }
+  __device__ __forceinline__ void release_queries() const {
+    if (signals) barrier_arrive(base + LAYOUT::q_empty());
   }
 };
 

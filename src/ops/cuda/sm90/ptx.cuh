@@ -13,6 +13,38 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+
+/// A lane's number, asked for where it stands: what rare code computes from it is not kept in
+/// registers ahead of time.
+__device__ __forceinline__ uint32_t lane_now() {
+  uint32_t lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
+__device__ __forceinline__ uint32_t warp_now() {
+  uint32_t thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread / 32;
+}
+
+/// A value that the compiler must work with from here on, and not ahead of time.
+__device__ __forceinline__ uint32_t opaque(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+/// Ends a basic block, across which the assembler moves no instructions. `some`: not zero, which it
+/// does not know.
+__device__ __forceinline__ void end_of_block(uint32_t some) {
+  while (opaque(some) == 0) asm volatile("nanosleep.u32 1;");
+}
+
 // --- barriers -----------------------------------------------------------------------------------
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
@@ -47,6 +79,21 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       "}\n" ::"r"(barrier),
       "r"(parity)
       : "memory");
+}
+
+/// Whether the phase of the given parity is complete, without waiting for it.
+__device__ __forceinline__ bool barrier_test(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
 }
 
 /// Named barriers among `threads` threads: one side waits, the other goes on.
@@ -250,6 +297,16 @@ __device__ __forceinline__ void product8_registers(float (&d)[64], uint32_t a0, 
       "}\n"
       : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32)
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+/// d [16, 8] += a b^T of one warp, 32 steps of the product axis, operands in registers.
+__device__ __forceinline__ void product8_warp(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                              uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 #undef UF_REGISTERS_32

@@ -93,8 +93,7 @@ struct Bf16Tiles {
 
   /// Queues o += p v.
   static __device__ __forceinline__ void issue_output(float (&o)[HEAD_DIM / 2],
-                                                      const uint32_t (&p)[kWeights], uint32_t v,
-                                                      bool /*fresh*/) {
+                                                      const uint32_t (&p)[kWeights], uint32_t v) {
     const uint32_t v_start = tile_start(v, kBoxBytes);
 #pragma unroll
     for (int step = 0; step < kBlock / 16; ++step) {
@@ -143,6 +142,7 @@ struct Fp8Tiles {
   static constexpr float kTop = 3.0F;
   static constexpr float kMost = 448.0F;
 
+  /// Queues s = q k^T.
   static __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
     const uint32_t q_start = tile_start(q, 16);
     const uint32_t k_start = tile_start(k, 16);
@@ -169,48 +169,61 @@ struct Fp8Tiles {
     }
   }
 
-  /// weights = exp2(s c - shift) of one half of the keys, rounded; adds the sums before rounding.
-  static __device__ __forceinline__ void exponentials(const float (&s)[64], int half,
-                                                      const float (&shift)[2], float c,
-                                                      uint32_t (&weights)[kWeights / 2],
+  /// weights = exp2(s c - shift), rounded; `sum` receives the sums before rounding. True when they
+  /// grew so large that the shift must move (or are no numbers).
+  static __device__ __forceinline__ bool exponentials(const float (&s)[64], const float (&shift)[2],
+                                                      float c, uint32_t (&weights)[kWeights],
                                                       float (&sum)[2]) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 8; ++j) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const int at = 32 * half + 8 * j + 2 * r;
+        const int at = 8 * j + 2 * r;
         const float x0 = exp2_fast(fmaf(s[at], c, -shift[r]));
         const float x1 = exp2_fast(fmaf(s[at + 1], c, -shift[r]));
         const float x2 = exp2_fast(fmaf(s[at + 4], c, -shift[r]));
         const float x3 = exp2_fast(fmaf(s[at + 5], c, -shift[r]));
         weights[2 * j + r] = pack8(x0, x1, x2, x3);
-        sum[r] += (x0 + x1) + (x2 + x3);
+        const float four = (x0 + x1) + (x2 + x3);
+        sum[r] = j == 0 ? four : sum[r] + four;
       }
     }
+    return !(sum[0] <= kMost && sum[1] <= kMost);
   }
-  /// Both halves.
-  static __device__ __forceinline__ void exponentials(const float (&s)[64], const float (&shift)[2],
-                                                      float c, uint32_t (&weights)[kWeights],
-                                                      float (&sum)[2]) {
-    uint32_t part[kWeights / 2];
-    sum[0] = sum[1] = 0.0F;
+
+  /// The scores of a warp once more, without the tensor cores' queue: its 16 rows at `q`, and the
+  /// block at `k`, both in shared memory.
+  static __device__ __forceinline__ void scores_again(float (&s)[64], uint32_t q, uint32_t k) {
+    const uint32_t lane = lane_now();
+    // Row lane / 4 of 8, column 16 i + 4 (lane % 4); the swizzle exchanges pieces of 16 bytes.
+    const uint32_t row = lane / 4;
+    const auto word = [&](uint32_t tile, uint32_t first_row, uint32_t piece) {
+      return load_shared(tile + (first_row + row) * 128 + ((piece ^ row) << 4) + 4 * (lane % 4));
+    };
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      exponentials(s, half, shift, c, part, sum);
+    for (int i = 0; i < 16; ++i) {
+      float d[4] = {0.0F, 0.0F, 0.0F, 0.0F};
 #pragma unroll
-      for (int i = 0; i < kWeights / 2; ++i) weights[half * kWeights / 2 + i] = part[i];
+      for (int step = 0; step < 4; ++step) {
+        product8_warp(d, word(q, 0, 2 * step), word(q, 8, 2 * step), word(q, 0, 2 * step + 1),
+                      word(q, 8, 2 * step + 1), word(k, 8 * i, 2 * step),
+                      word(k, 8 * i, 2 * step + 1));
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[4 * i + e] = d[e];
     }
   }
 };
 
 /// The largest scaled score of each row.
-__device__ __forceinline__ void row_tops(const float (&s)[64], float c, float (&top)[2]) {
+template <int COUNT>
+__device__ __forceinline__ void row_tops(const float (&s)[COUNT], float c, float (&top)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float a = fmaxf(s[2 * r], s[2 * r + 1]);
     float b = fmaxf(s[4 + 2 * r], s[4 + 2 * r + 1]);
 #pragma unroll
-    for (int i = 2; i < 16; i += 2) {
+    for (int i = 2; i < COUNT / 4; i += 2) {
       a = fmaxf(a, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
       b = fmaxf(b, fmaxf(s[4 * i + 4 + 2 * r], s[4 * i + 4 + 2 * r + 1]));
     }
@@ -252,17 +265,15 @@ struct Output {
 };
 
 template <class TILES>
-__device__ __forceinline__ void first_softmax(const float (&s)[64], float c, RowState& rows,
-                                              uint32_t (&weights)[TILES::kWeights]) {
+__device__ __forceinline__ void first_shift(const float (&s)[64], float c, RowState& rows) {
   row_tops(s, c, rows.shift);
 #pragma unroll
   for (int r = 0; r < 2; ++r) rows.shift[r] -= TILES::kTop;
-  static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, rows.sum));
 }
 
 /// The shift moves to the largest of `s`, and what was summed before with it.
-template <class TILES>
-__device__ __forceinline__ void move_shift(const float (&s)[64], float c, RowState& rows,
+template <class TILES, int COUNT>
+__device__ __forceinline__ void move_shift(const float (&s)[COUNT], float c, RowState& rows,
                                            Output<TILES>& out) {
   float top[2];
   row_tops(s, c, top);
@@ -293,36 +304,12 @@ __device__ __forceinline__ void next_softmax(const float (&s)[64], float c, RowS
   rows.sum[1] += sum[1];
 }
 
-/// The same in e4m3, where the first half of the weights and their `sum` are there already.
-template <class TILES>
-__device__ __forceinline__ void next_softmax(const float (&s)[64], float c,
-                                             const uint32_t (&early)[TILES::kWeights / 2],
-                                             RowState& rows, uint32_t (&weights)[TILES::kWeights],
-                                             float (&sum)[2], Output<TILES>& out) {
-  uint32_t late[TILES::kWeights / 2];
-  TILES::exponentials(s, 1, rows.shift, c, late, sum);
-  // Zero, which the assembler does not know: it would make `early` the operand of the next product,
-  // see it written while this one runs, and wait.
-  const uint32_t zero = threadIdx.y;
-#pragma unroll
-  for (int i = 0; i < TILES::kWeights / 2; ++i) {
-    weights[i] = early[i] ^ zero;
-    weights[TILES::kWeights / 2 + i] = late[i];
-  }
-  const bool high = !(sum[0] <= TILES::kMost && sum[1] <= TILES::kMost);
-  if (__any_sync(0xFFFFFFFFU, high)) {
-    move_shift<TILES>(s, c, rows, out);
-    TILES::exponentials(s, rows.shift, c, weights, sum);
-  }
-  rows.sum[0] += sum[0];
-  rows.sum[1] += sum[1];
-}
-
 /// Scores past the last key become minus infinity, so that they weigh nothing.
-__device__ __forceinline__ void mask_scores(float (&s)[64], int valid) {
+template <int COUNT>
+__device__ __forceinline__ void mask_scores(float (&s)[COUNT], int valid) {
   const int quarter = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < COUNT / 4; ++i) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const bool past = 8 * i + 2 * quarter + n >= valid;

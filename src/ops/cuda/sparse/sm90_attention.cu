@@ -140,7 +140,7 @@ template <class TILES>
 __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
                                         const TileInfo* tile_info) {
   using L = Layout<TILES>;
-  Consumer<TILES, L> consumer(base);
+  Consumer<TILES, L, /*TURNS=*/TILES::kRun == 0> consumer(base);
   WindowPlace places[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -165,7 +165,7 @@ __device__ __forceinline__ void consume(const AttentionParams& p, uint32_t base,
     } else {
       float c = p.scale_log2;
       if constexpr (TILES::kRun > 0) c *= p.scales[tile.head];
-      consumer.template attend<false>(count, 0, 0, c, out, rows);
+      consumer.template attend<false>(count, kBlock, c, out, rows);
       inverse[0] = 1.0F / rows.sum[0];
       inverse[1] = 1.0F / rows.sum[1];
     }
