@@ -285,8 +285,8 @@ __global__ void __launch_bounds__(MAX_THREADS, CTAS)
         square_q += (a.x + a.y) + (a.z + a.w);
         square_k += (b.x + b.y) + (b.z + b.w);
       }
-      const float inverse_q = 1.0F / sqrtf(square_q * inverse_dim + p.eps);
-      const float inverse_k = 1.0F / sqrtf(square_k * inverse_dim + p.eps);
+      const float inverse_q = rsqrtf(square_q * inverse_dim + p.eps);
+      const float inverse_k = rsqrtf(square_k * inverse_dim + p.eps);
       const TokenSource token = sources[first + t - begin];
       float2 turn[4];
 #pragma unroll
