@@ -250,6 +250,7 @@ nlohmann::ordered_json to_json(const BenchSettings& settings, const Measured& m)
          {"calls", stage.calls},
          {"ms_per_call",
           1e3 * stage.seconds / static_cast<double>(std::max<int64_t>(stage.calls, 1))},
+         {"ms_of_last_calls", 1e3 * stage.recent_seconds},
          {"ms_per_frame",
           1e3 * stage.seconds / static_cast<double>(std::max<int64_t>(m.stats.frames, 1))}});
   }
@@ -292,11 +293,12 @@ void print(const nlohmann::ordered_json& json, const std::string& recipe) {
   fmt::print("  delivery interval    {:8.3f} s p50, {:.3f} s p95, {:.3f} s p99 (of {})\n",
              interval["p50"].get<double>(), interval["p95"].get<double>(),
              interval["p99"].get<double>(), interval["count"].get<size_t>());
-  fmt::print("  {:<12} {:>6} {:>12} {:>13}\n", "stage", "calls", "ms per call", "ms per frame");
+  fmt::print("  {:<12} {:>6} {:>12} {:>13} {:>13}\n", "stage", "calls", "ms per call",
+             "last 8 calls", "ms per frame");
   for (const auto& stage : json["stages"]) {
-    fmt::print("  {:<12} {:>6} {:>12.2f} {:>13.3f}\n", stage["stage"].get<std::string>(),
+    fmt::print("  {:<12} {:>6} {:>12.2f} {:>13.2f} {:>13.3f}\n", stage["stage"].get<std::string>(),
                stage["calls"].get<int64_t>(), stage["ms_per_call"].get<double>(),
-               stage["ms_per_frame"].get<double>());
+               stage["ms_of_last_calls"].get<double>(), stage["ms_per_frame"].get<double>());
   }
   const auto& memory = json["memory"];
   fmt::print(

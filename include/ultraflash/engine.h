@@ -175,10 +175,12 @@ struct Frames {
 /// Where the time of a session went, in seconds of its own thread.
 struct SessionStats {
   struct Stage {
-    std::string name;  // "text", "generator", "upsampler", "refiner", "decoder", "pictures"
+    // "text", "generator" (denoising of a chunk), "context" (passes over a finished chunk, for the
+    // cache alone), "upsampler", "refiner", "decoder", "pictures"
+    std::string name;
     int64_t calls = 0;
     double seconds = 0.0;
-    double last_seconds = 0.0;
+    double recent_seconds = 0.0;  // median of the last calls, at most 8
   };
   std::vector<Stage> stages;
   int64_t chunks = 0;

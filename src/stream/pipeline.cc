@@ -10,7 +10,7 @@
 namespace ultraflash {
 namespace {
 
-constexpr std::array kTimerNames = {"text",    "generator", "upsampler",
+constexpr std::array kTimerNames = {"text",    "generator", "context", "upsampler",
                                     "refiner", "decoder",   "pictures"};
 
 int64_t group_chunks(const CascadeSpec& cascade) {
@@ -298,7 +298,7 @@ Tensor Pipeline::next_chunk(const std::function<void()>& check) {
   const bool recache = pending_prompt_ && pending_mode_ == SwitchMode::kRecache && index > 0;
   if (unrefreshed_.defined() && !recache) {
     check();
-    timed(kGenerator, *ops_, [&] { generator_.refresh(unrefreshed_); });
+    timed(kContext, *ops_, [&] { generator_.refresh(unrefreshed_); });
     const std::lock_guard lock(stats_mutex_);
     ++counters_.context_passes;
   }
@@ -309,7 +309,7 @@ Tensor Pipeline::next_chunk(const std::function<void()>& check) {
     pending_prompt_.reset();
     if (recache) {
       check();
-      timed(kGenerator, *ops_, [&] { generator_.recache(); });
+      timed(kContext, *ops_, [&] { generator_.recache(); });
     }
   }
   const std::vector<int64_t>& steps = index == 0 ? all_steps_ : later_steps_;
@@ -411,14 +411,26 @@ bool Pipeline::is_ready(const Delivery& delivery) {
                      [](const std::shared_ptr<Moment>& moment) { return moment->reached(); });
 }
 
+void Pipeline::TimerState::add(double call_seconds) {
+  recent[static_cast<size_t>(calls) % recent.size()] = call_seconds;
+  ++calls;
+  seconds += call_seconds;
+}
+
+double Pipeline::TimerState::recent_median() const {
+  std::array<double, 8> sorted = recent;
+  const int64_t count = std::min<int64_t>(calls, static_cast<int64_t>(sorted.size()));
+  if (count == 0) return 0.0;
+  const auto middle = sorted.begin() + count / 2;
+  std::nth_element(sorted.begin(), middle, sorted.begin() + count);
+  return *middle;
+}
+
 Frames Pipeline::finish(Delivery& delivery) {
   for (const std::shared_ptr<Moment>& moment : delivery.ready) moment->wait();
   const std::lock_guard lock(stats_mutex_);
   for (const Call& call : delivery.calls) {
-    TimerState& state = timers_[call.timer];
-    ++state.calls;
-    state.last_seconds = call.end->seconds_since(*call.begin);
-    state.seconds += state.last_seconds;
+    timers_[call.timer].add(call.end->seconds_since(*call.begin));
     if (options_.trace) add_to_trace(call);
   }
   counters_.frames += delivery.frames.count;
@@ -435,7 +447,7 @@ SessionStats Pipeline::stats() const {
     for (size_t i = 0; i < kTimers; ++i) {
       if (timers_[i].calls == 0) continue;
       stats.stages.push_back(
-          {kTimerNames[i], timers_[i].calls, timers_[i].seconds, timers_[i].last_seconds});
+          {kTimerNames[i], timers_[i].calls, timers_[i].seconds, timers_[i].recent_median()});
     }
   }
   const DeviceMemoryInfo device = ops_->device_memory();

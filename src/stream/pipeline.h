@@ -65,7 +65,16 @@ class Pipeline {
   [[nodiscard]] std::vector<TraceEvent> take_trace();
 
  private:
-  enum Timer : size_t { kText, kGenerator, kUpsampler, kRefiner, kDecoder, kPictures, kTimers };
+  enum Timer : size_t {
+    kText,
+    kGenerator,
+    kContext,
+    kUpsampler,
+    kRefiner,
+    kDecoder,
+    kPictures,
+    kTimers
+  };
   // One call of a stage, timed by its executor.
   struct Call {
     Timer timer;
@@ -114,7 +123,10 @@ class Pipeline {
   struct TimerState {
     int64_t calls = 0;
     double seconds = 0.0;
-    double last_seconds = 0.0;
+    std::array<double, 8> recent = {};  // of the last calls, call i at i % 8
+
+    void add(double call_seconds);
+    [[nodiscard]] double recent_median() const;
   };
   mutable std::mutex stats_mutex_;
   std::array<TimerState, kTimers> timers_;

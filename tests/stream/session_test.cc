@@ -238,6 +238,27 @@ TEST(SessionTest, PromptsFromOutsideTakeEffect) {
   EXPECT_EQ(stats.stages[0].calls, 2);
 }
 
+TEST(SessionTest, StatisticsKeepContextPassesApart) {
+  const Engine engine = load();
+  Result<Session> session = engine.start(options_for(5));
+  ASSERT_TRUE(session.ok());
+  ASSERT_EQ(collect(*session).outcome.code(), StatusCode::kEnd);
+  const SessionStats stats = session->stats();
+  const auto stage = [&](const std::string& name) {
+    for (const SessionStats::Stage& s : stats.stages) {
+      if (s.name == name) return s;
+    }
+    return SessionStats::Stage{};
+  };
+  EXPECT_EQ(stage("generator").calls, 5);
+  EXPECT_EQ(stage("context").calls, 4);  // the last chunk needs none
+  EXPECT_EQ(stage("context").calls, stats.context_passes);
+  for (const char* name : {"generator", "context"}) {
+    EXPECT_GT(stage(name).recent_seconds, 0.0);
+    EXPECT_LE(stage(name).recent_seconds, stage(name).seconds);
+  }
+}
+
 TEST(SessionTest, CacheManagementSavesPasses) {
   const Engine engine = load();
   const auto stats_of = [&](const CacheManagement& dcm) {
