@@ -224,56 +224,68 @@ struct Consumer {
     static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, rows.sum));
     bool ready = barrier_test(base + LAYOUT::full(ring.stage), ring.parity);
     bool fresh = true;  // what is queued next begins a run
+    int left = count - 2;
+    while (left >= 0) {
+      RingPlace<kStages> place;
+      bool mask = false;
+      // Blocks whose weights come out as they should. The code for the others stands behind this
+      // loop, whose instructions lie close together then; it must not wait for products, which only
+      // all warps of the group may do together.
 #pragma unroll 1
-    for (int left = count - 2; left >= 0; --left) {
-      if (!ready) barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
-      pin(s);
-      pin(weights);
-      if (TURNS) named_sync(mine, 256);
-      wgmma_fence();
-      TILES::issue_scores(s, q, key_tile());
-      wgmma_commit();
-      if (fresh) out.collect();
-      pin(out.o);
-      wgmma_fence();
-      TILES::issue_output(out.o, weights, value_tile(), fresh);
-      wgmma_commit();
-      fresh = !fresh;
-      const RingPlace<kStages> place = ring;
-      ring.advance();
-      ready = barrier_test(base + LAYOUT::full(ring.stage), ring.parity);
-      wgmma_wait<1>();
-      pin(s);
-      if (TURNS) {
-        named_arrive(partner, 256);
-        end_of_block(q);
-      }
-      // The tensor cores still read the weights of the block before.
-      uint32_t next[TILES::kWeights];
-      float sum[2];
-      const bool mask = MASKED && left == 0 && valid < kBlock;
-      const bool high = TILES::exponentials(s, rows.shift, c, next, sum) || mask;
-      // This branch also keeps the assembler from waiting for the output before the exponentials.
-      if (__any_sync(0xFFFFFFFFU, high)) [[unlikely]] {
+      while (true) {
+        if (!ready) barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
+        pin(s);
+        pin(weights);
+        if (TURNS) named_sync(mine, 256);
+        wgmma_fence();
+        TILES::issue_scores(s, q, key_tile());
+        wgmma_commit();
+        if (fresh) out.collect();
+        pin(out.o);
+        wgmma_fence();
+        TILES::issue_output(out.o, weights, value_tile(), fresh);
+        wgmma_commit();
+        fresh = !fresh;
+        place = ring;
+        ring.advance();
+        ready = barrier_test(base + LAYOUT::full(ring.stage), ring.parity);
+        wgmma_wait<1>();
+        pin(s);
+        if (TURNS) {
+          named_arrive(partner, 256);
+          end_of_block(q);
+        }
+        // The tensor cores still read the weights of the block before.
+        uint32_t next[TILES::kWeights];
+        float sum[2];
+        mask = MASKED && left == 0 && valid < kBlock;
+        const bool high = TILES::exponentials(s, rows.shift, c, next, sum) || mask;
+        const bool rare = __any_sync(0xFFFFFFFFU, high);
+        end_of_block(__float_as_uint(c));  // or it would wait before the exponentials
         wgmma_wait<0>();
         pin(out.o);
         pin(weights);
+        if (rare) break;
+#pragma unroll
+        for (int i = 0; i < TILES::kWeights; ++i) weights[i] = next[i];
+        rows.sum[0] += sum[0];
+        rows.sum[1] += sum[1];
+        release(place.stage);
+        if (--left < 0) break;
+      }
+      if (left >= 0) {
         TILES::scores_again(s, q + warp_now() % 4 * 16 * 128, tile(LAYOUT::kK, place.stage));
         if (mask) mask_scores(s, valid);
         move_shift<TILES>(s, c, rows, out);
+        float sum[2];
         static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, sum));
-      } else {
-        wgmma_wait<0>();
-        pin(out.o);
-        pin(weights);
-#pragma unroll
-        for (int i = 0; i < TILES::kWeights; ++i) weights[i] = next[i];
+        rows.sum[0] += sum[0];
+        rows.sum[1] += sum[1];
+        release(place.stage);
+        --left;
       }
-      release(place.stage);
-      if (left == 0) release_queries();
-      rows.sum[0] += sum[0];
-      rows.sum[1] += sum[1];
     }
+    if (count > 1) release_queries();
     if (!ready) barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
     if (fresh) out.collect();
     pin(out.o);
