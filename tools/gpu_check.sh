@@ -133,6 +133,8 @@ if wants bench; then
   bench 1k_fp8 --recipe ultra-flash-1k --random-weights --dtype fp8 --clips $clips --operations
   bench 1k_fp8_attention --recipe ultra-flash-1k --random-weights --dtype fp8 --attention fp8 \
     --clips $clips --operations
+  bench 1k_fp8_attention_fast_sums --recipe ultra-flash-1k --random-weights --dtype fp8 \
+    --attention fp8 --fp8-sums fast --clips $clips --operations
 fi
 if wants bench2k; then
   bench 2k_bf16 --recipe ultra-flash-2k --random-weights --dtype bf16 --clips $clips --operations

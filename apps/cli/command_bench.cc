@@ -208,6 +208,7 @@ nlohmann::ordered_json to_json(const BenchSettings& settings, const Measured& m)
   json["device"] = m.info.device;
   json["dtype"] = m.info.dtype;
   json["attention"] = m.info.attention;
+  json["fp8_sums"] = m.info.fp8_sums;
   json["width"] = m.info.width;
   json["height"] = m.info.height;
   json["random_weights"] = m.info.random_weights;
@@ -270,9 +271,11 @@ nlohmann::ordered_json to_json(const BenchSettings& settings, const Measured& m)
 
 void print(const nlohmann::ordered_json& json, const std::string& recipe) {
   const auto number = [&](const char* key) { return json[key].get<double>(); };
-  fmt::print("{} at {}x{} on {}, {}, attention in {}{}\n", recipe, json["width"].get<int64_t>(),
+  fmt::print("{} at {}x{} on {}, {}{}, attention in {}{}\n", recipe, json["width"].get<int64_t>(),
              json["height"].get<int64_t>(), json["device"].get<std::string>(),
-             json["dtype"].get<std::string>(), json["attention"].get<std::string>(),
+             json["dtype"].get<std::string>(),
+             json["fp8_sums"].get<std::string>() == "fast" ? " with fast sums" : "",
+             json["attention"].get<std::string>(),
              json["random_weights"].get<bool>() ? ", random weights" : "");
   fmt::print(
       "  frames per second    {:8.2f}   (median of {} clips of {} frames; {:.2f} to {:.2f})\n",

@@ -46,6 +46,8 @@ void EngineSettings::add_to(CLI::App& app) {
       "UF_DTYPE");
   add_choice(app, "--attention", attention, {"auto", "fp8"},
              "Self-attention: auto (in --dtype, bf16 beside fp8) or fp8");
+  add_choice(app, "--fp8-sums", fp8_sums, {"exact", "fast"},
+             "Sums of products with --dtype fp8: exact (f32) or fast (those of the tensor cores)");
   from_environment(add_integer(app, "--threads", threads, 0, 1024, "CPU threads; 0: all"),
                    "UF_THREADS");
   add_bytes(
@@ -67,6 +69,7 @@ Result<EngineOptions> EngineSettings::engine_options() const {
   options.device = device;
   options.dtype = dtype;
   options.attention = attention;
+  options.fp8_sums = fp8_sums;
   options.weights_dir = weights;
   options.random_weights = random_weights;
   options.random_weights_seed = weights_seed;
@@ -89,6 +92,7 @@ void EngineSettings::write(nlohmann::ordered_json& json) const {
   json["device"] = device;
   json["dtype"] = dtype;
   json["attention"] = attention;
+  json["fp8_sums"] = fp8_sums;
   json["threads"] = threads;
   json["memory_limit"] = memory_limit;
   json["cuda_graphs"] = cuda_graphs;

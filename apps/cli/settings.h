@@ -23,6 +23,7 @@ struct EngineSettings {
   std::string device = "auto";
   std::string dtype = "auto";
   std::string attention = "auto";
+  std::string fp8_sums = "exact";
   int threads = 0;
   std::string memory_limit;  // "8G", "500M"
   std::string cuda_graphs = "on";

@@ -29,6 +29,7 @@ Result<std::unique_ptr<FrameSink>> VideoWriter::open_sink_at(const std::string& 
   stored["device"] = info_.device;
   stored["dtype"] = info_.dtype;
   stored["attention"] = info_.attention;
+  stored["fp8_sums"] = info_.fp8_sums;
   stored["sources"] = info_.sources;
   SinkOptions options;
   options.path = path;

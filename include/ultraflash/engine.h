@@ -37,6 +37,9 @@ struct EngineOptions {
   /// Self-attention of the generator: "auto" (in `dtype`; bf16 beside fp8 products) or "fp8"
   /// (e4m3 queries, keys, values and weights; Hopper GPUs).
   std::string attention = "auto";
+  /// Sums of products in fp8: "exact" (f32) or "fast" (left to the tensor cores, which keep fewer
+  /// bits; Hopper GPUs, with `dtype` "fp8" alone).
+  std::string fp8_sums = "exact";
   /// Folder with the checkpoint files that the recipe names. Empty: the folder of shipped models.
   std::string weights_dir;
   /// Draw all weights at random (seeded) instead of reading files.
@@ -237,6 +240,7 @@ struct EngineInfo {
   std::string device;     // "cpu (avx512 kernels, oneDNN 2.6.3, 2 threads)"
   std::string dtype;      // "f32"
   std::string attention;  // "f32", "bf16" or "fp8"
+  std::string fp8_sums;   // "exact", also without products in fp8, or "fast"
   int64_t scale = 1;
   int64_t width = 0;
   int64_t height = 0;

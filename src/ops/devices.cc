@@ -24,6 +24,7 @@ Result<std::unique_ptr<Executor>> make_cuda(const ExecutorOptions& options) {
   cuda.memory_limit_bytes = options.memory_limit_bytes;
   cuda.guard_bytes = options.guard_bytes;
   cuda.fp8_products = options.fp8_products;
+  cuda.fp8_fast_sums = options.fp8_fast_sums;
   cuda.fp8_attention = options.fp8_attention;
   cuda.plain_kernels = options.cuda_plain;
   cuda.graphs = options.cuda_graphs;

@@ -18,6 +18,7 @@ struct ExecutorOptions {
   std::string cpu_kernels;        // "", "generic", "avx2", "avx512", "avx512_bf16": for tests
   bool use_onednn = true;         // for tests
   bool fp8_products = false;      // GPU: products of transformers in e4m3, the rest in bf16
+  bool fp8_fast_sums = false;     // GPU: sums of those products stay in the tensor cores
   bool cuda_graphs = false;       // GPU: Executor::repeat records and replays CUDA graphs
   bool urgent = false;            // GPU: goes before other executors of the same one
   bool fp8_attention = false;     // GPU: their dense self-attention in e4m3

@@ -95,6 +95,7 @@ EngineInfo Engine::info() const {
   EngineInfo info;
   info.device = networks.executor->description();
   info.dtype = networks.fp8_products ? "fp8" : dtype_name(networks.compute);
+  info.fp8_sums = networks.fp8_fast_sums ? "fast" : "exact";
   info.attention = networks.fp8_attention ? "fp8" : dtype_name(networks.compute);
   info.scale = networks.scale;
   info.width = networks.recipe.generator.latent_width * kPixelsPerLatent * networks.scale;

@@ -144,6 +144,20 @@ Result<bool> choose_fp8_attention(const EngineOptions& options, DType compute) {
   return true;
 }
 
+Result<bool> choose_fp8_fast_sums(const EngineOptions& options) {
+  if (options.fp8_sums == "exact") return false;
+  if (options.fp8_sums != "fast") {
+    return make_status(StatusCode::kInvalidArgument,
+                       "'{}' is no way to add up products in fp8; choose exact or fast",
+                       options.fp8_sums);
+  }
+  if (options.dtype != "fp8") {
+    return Status(StatusCode::kUnsupported,
+                  "fast sums of products in fp8 need --device cuda and --dtype fp8");
+  }
+  return true;
+}
+
 Status load_text(Loading& loading, const TextSpec& text, const std::filesystem::path& shipped) {
   NetworkSet& set = loading.set;
   std::filesystem::path tokenizer = find_weights(loading.folder, text.tokenizer_files);
@@ -297,6 +311,7 @@ ExecutorOptions NetworkSet::executor_options(const EngineOptions& options) const
   result.threads = options.threads;
   result.cuda_graphs = options.cuda_graphs;
   result.fp8_products = fp8_products;
+  result.fp8_fast_sums = fp8_fast_sums;
   result.fp8_attention = fp8_attention;
   return result;
 }
@@ -318,6 +333,7 @@ Result<std::shared_ptr<const NetworkSet>> load_networks(const RecipeData& recipe
   UF_ASSIGN(set->compute, choose_dtype(options));
   UF_ASSIGN(set->fp8_attention, choose_fp8_attention(options, set->compute));
   set->fp8_products = options.dtype == "fp8";
+  UF_ASSIGN(set->fp8_fast_sums, choose_fp8_fast_sums(options));
   UF_ASSIGN(std::unique_ptr<Executor> executor, make_executor(set->executor_options(options)));
   set->executor = std::move(executor);
   UF_TRY(check_memory(set->recipe, options, *set));

@@ -37,6 +37,7 @@ struct NetworkSet {
   DType compute = DType::kF32;
   bool fp8_attention = false;          // self-attention of transformers in e4m3
   bool fp8_products = false;           // the products of transformers in e4m3 beside it
+  bool fp8_fast_sums = false;          // whose sums stay in the tensor cores
   std::shared_ptr<Executor> executor;  // owns the memory of the small parameters
   std::optional<Tokenizer> tokenizer;
   std::optional<Umt5Encoder> text_encoder;

@@ -22,7 +22,7 @@ class CommandsTest : public CliTest {
 const std::vector<std::string> kEngineOptions = {
     "--recipe",  "--weights", "--random-weights", "--weights-seed", "--scale",
     "--device",  "--dtype",   "--attention",      "--memory-limit", "--cuda-graphs",
-    "--overlap", "--threads", "--window",         "--sink"};
+    "--overlap", "--threads", "--window",         "--sink",         "--fp8-sums"};
 const std::vector<std::string> kStreamOptions = {"--seed",
                                                  "--trim",
                                                  "--condition-noise",
@@ -204,6 +204,8 @@ TEST_F(CommandsTest, BenchMeasures) {
   ASSERT_TRUE(is_success(outcome));
   const nlohmann::json result = json_of(outcome);
   EXPECT_EQ(outcome.out, read_file(file("result.json")));
+  EXPECT_EQ(result["fp8_sums"], "exact");
+  EXPECT_EQ(result["settings"]["fp8_sums"], "exact");
   EXPECT_EQ(result["frames_per_clip"], 21);
   EXPECT_EQ(result["frames_decoded_per_clip"], 24);
   EXPECT_EQ(result["width"], 64);

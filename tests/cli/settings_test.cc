@@ -70,5 +70,23 @@ TEST_F(SettingsTest, WhatIsWrongIsNamed) {
   EXPECT_EQ(names_in(folder_), (std::vector<std::string>{"s.json", "tiny.json"}));
 }
 
+// What the machine lacks, or what was asked for beside it does not do, is said instead of left out.
+TEST_F(SettingsTest, FastSumsAreOfProductsInFp8) {
+  const auto with = [&](const std::vector<std::string>& options) {
+    std::vector<std::string> arguments = {"-q", "bench",    "-r", "./tiny.json", "--clips",
+                                          "1",  "--chunks", "1",  "--no-encode"};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    return run(arguments);
+  };
+  const std::string need = "fast sums of products in fp8 need --device cuda and --dtype fp8";
+  EXPECT_TRUE(is_sentence(with({"--fp8-sums", "fast"}), 5, need));
+  EXPECT_TRUE(is_sentence(with({"--fp8-sums", "fast", "--dtype", "bf16"}), 5, need));
+  EXPECT_TRUE(is_sentence(with({"--fp8-sums", "fast", "--device", "cpu"}), 5, need));
+  EXPECT_TRUE(is_sentence(with({"--fp8-sums", "fast", "--device", "cpu", "--dtype", "fp8"}), 5,
+                          "fp8 products need --device cuda"));
+  EXPECT_TRUE(is_sentence(with({"--fp8-sums", "some"}), 2, "--fp8-sums"));
+  EXPECT_TRUE(is_sentence(refused(R"({"recipe": "./tiny.json", "fp8_sums": "fast"})"), 5, need));
+}
+
 }  // namespace
 }  // namespace ultraflash::cli_test

@@ -28,13 +28,15 @@ struct Mode {
   DType compute;
   bool fp8;
   bool fp8_attention;
+  bool fast_sums;
   double limit;
 };
-constexpr Mode kModes[] = {{"f32", DType::kF32, false, false, 0.0},
-                           {"bf16", DType::kBF16, false, false, 2e-2},
-                           {"fp8", DType::kBF16, true, false, 8e-2},
-                           {"fp8 attention", DType::kBF16, false, true, 8e-2},
-                           {"fp8 both", DType::kBF16, true, true, 8e-2}};
+constexpr Mode kModes[] = {{"f32", DType::kF32, false, false, false, 0.0},
+                           {"bf16", DType::kBF16, false, false, false, 2e-2},
+                           {"fp8", DType::kBF16, true, false, false, 8e-2},
+                           {"fp8 fast", DType::kBF16, true, false, true, 8e-2},
+                           {"fp8 attention", DType::kBF16, false, true, false, 8e-2},
+                           {"fp8 both", DType::kBF16, true, true, false, 8e-2}};
 
 struct Run {
   Executor& ops;
@@ -179,7 +181,8 @@ int compare(const char* name, const std::function<std::vector<Tensor>(const Run&
     options.device = "cuda";
     options.fp8_products = mode.fp8;
     options.fp8_attention = mode.fp8_attention;
-    const bool skipped = mode.fp8_attention && !make_executor(options).ok();
+    options.fp8_fast_sums = mode.fast_sums;
+    const bool skipped = (mode.fp8_attention || mode.fast_sums) && !make_executor(options).ok();
     if (skipped) {  // not a Hopper GPU
       std::printf("SKIPPED %s %s\n", name, mode.name);
       continue;

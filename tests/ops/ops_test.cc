@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -10,6 +11,7 @@
 #include "ops/devices.h"
 #include "ops/op_cases.h"
 #include "reference_ops/reference_executor.h"
+#include "reference_ops/reference_math.h"
 
 namespace ultraflash::testing {
 namespace {
@@ -138,6 +140,115 @@ std::vector<Parameter> parameters() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, OpsTest, ::testing::ValuesIn(parameters()), name_of);
+
+// --- products in e4m3 --------------------------------------------------------------------------
+
+// Rows of e4m3 numbers, [rows, dim] in f32, under a scale each.
+struct Fp8Rows {
+  Tensor values;
+  std::vector<double> scales;
+};
+
+Fp8Rows quantised(const Tensor& any) {
+  constexpr float kLargest = 448.0F;
+  const Tensor x = any.to(DType::kF32);
+  const int64_t dim = x.dim(-1);
+  Fp8Rows q{Tensor::allocate(DType::kF32, x.shape()), {}};
+  for (int64_t begin = 0; begin < x.numel(); begin += dim) {
+    const float* row = x.data<float>() + begin;
+    float top = 1e-12F;
+    for (int64_t i = 0; i < dim; ++i) top = std::max(top, std::fabs(row[i]));
+    const float factor = kLargest / top;
+    for (int64_t i = 0; i < dim; ++i) {
+      q.values.mutable_data<float>()[begin + i] = to_float(to_float8_e4m3(row[i] * factor));
+    }
+    q.scales.push_back(static_cast<double>(top) / static_cast<double>(kLargest));
+  }
+  return q;
+}
+
+// Sums in f64 of the products of the numbers that the tensor cores see.
+Tensor product_of_fp8(const Fp8Rows& x, const Fp8Rows& w, const Tensor& bias,
+                      Activation activation) {
+  const int64_t rows = x.values.dim(0);
+  const int64_t in = x.values.dim(1);
+  const int64_t out = w.values.dim(0);
+  Tensor y = Tensor::allocate(DType::kF32, {rows, out});
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* a = x.values.data<float>() + r * in;
+    for (int64_t o = 0; o < out; ++o) {
+      const float* b = w.values.data<float>() + o * in;
+      double sum = 0.0;
+      for (int64_t i = 0; i < in; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+      sum *= x.scales[static_cast<size_t>(r)] * w.scales[static_cast<size_t>(o)];
+      sum += static_cast<double>(bias.data<float>()[o]);
+      y.mutable_data<float>()[r * out + o] = static_cast<float>(activated(activation, sum));
+    }
+  }
+  return y;
+}
+
+struct Fp8Product {
+  int64_t rows, in, out;
+  Activation activation;
+};
+
+class Fp8ProductsTest : public ::testing::TestWithParam<Fp8Product> {};
+
+// The limit of exact sums: twice the rounding to bf16, as above, and 2e-3 for the few steps that
+// the library takes in the tensor cores before it adds to f32. Fast sums stay there over the whole
+// width: a step takes 32 columns and cuts sum and products off 13 bits below the largest, and all
+// the cuts of a sum may point one way. That is far more than the limit of exact sums at 8960
+// columns, and less than what rounding the operands to e4m3 costs (4e-2).
+TEST_P(Fp8ProductsTest, AgreeWithSumsOfTheSameNumbers) {
+  constexpr double kExact = 2e-3;
+  constexpr double kStep = 1.0 / 8192.0;
+  constexpr int64_t kStepColumns = 32;
+  const Fp8Product& c = GetParam();
+  Tensor expected;
+  std::vector<Tensor> results;
+  for (const bool fast : {false, true}) {
+    ExecutorOptions options;
+    options.device = "cuda";
+    options.fp8_products = true;
+    options.fp8_fast_sums = fast;
+    options.guard_bytes = 512;
+    Result<std::unique_ptr<Executor>> made = make_executor(options);
+    if (!made.ok()) {
+      GTEST_SKIP() << (fast ? "fast" : "exact") << " sums: " << made.status().message();
+    }
+    Executor& executor = **made;
+    const OpContext context{executor, DType::kBF16, DType::kBF16, 11};
+    const Tensor x = context.input({c.rows, c.in}, 1);
+    const Linear weight = context.linear({c.out}, c.in, /*bias=*/true, 2);
+    if (!fast) {
+      expected = product_of_fp8(quantised(executor.to_host(x)), quantised(weight.weights[0]),
+                                weight.biases[0].to(DType::kF32), c.activation);
+    }
+    results.push_back(executor.to_host(executor.linear(x, weight, c.activation)).copy());
+    const double steps = static_cast<double>(c.in) / kStepColumns;
+    const Tensor rounded = expected.to(DType::kBF16).to(DType::kF32);
+    const double limit =
+        kExact + 2.0 * compare(rounded, expected).relative + (fast ? steps * kStep : 0.0);
+    const Difference d = compare(results.back(), expected);
+    std::printf("%s sums: relative error %.2e (limit %.1e)\n", fast ? "fast" : "exact", d.relative,
+                limit);
+    EXPECT_LE(d.relative, limit) << (fast ? "fast" : "exact") << " sums: largest difference "
+                                 << d.largest << " at " << d.worst;
+    EXPECT_EQ(executor.memory().guard_violations, 0) << "written outside a tensor";
+  }
+  EXPECT_GT(compare(results[1], results[0]).relative, 0.0) << "fast sums are the exact ones";
+}
+
+std::string name_of_product(const ::testing::TestParamInfo<Fp8Product>& info) {
+  return fmt::format("cuda_{}x{}x{}", info.param.rows, info.param.in, info.param.out);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ops, Fp8ProductsTest,
+                         ::testing::Values(Fp8Product{72, 1536, 1536, Activation::kNone},
+                                           Fp8Product{72, 1536, 2048, Activation::kGeluTanh},
+                                           Fp8Product{72, 8960, 1024, Activation::kNone}),
+                         name_of_product);
 
 }  // namespace
 }  // namespace ultraflash::testing

@@ -122,7 +122,7 @@ class CublasLt final : public Blas {
                cudaStream_t stream) override;
 
  private:
-  using Key = std::tuple<DType, int64_t, int64_t, int64_t, Activation, bool, bool, uint32_t>;
+  using Key = std::tuple<DType, int64_t, int64_t, int64_t, Activation, bool, bool, bool, uint32_t>;
   const Plan& plan_for(const ProductArgs& args, size_t workspace_bytes);
 
   cublasLtHandle_t handle_ = nullptr;
@@ -131,19 +131,15 @@ class CublasLt final : public Blas {
 
 const Plan& CublasLt::plan_for(const ProductArgs& args, size_t workspace_bytes) {
   const bool fp8 = args.x_scales != nullptr;
+  const bool fast_sums = fp8 && args.fast_sums;
   const auto element = static_cast<int64_t>(dtype_size(args.dtype));
   const int64_t operand = fp8 ? 1 : element;
   const uint32_t align_w = alignment(args.w, args.in * operand);
   const uint32_t align_x = alignment(args.x, args.in * operand);
   const uint32_t align_y = alignment(args.y, args.out * element);
-  const Key key{args.dtype,
-                args.rows,
-                args.in,
-                args.out,
-                args.activation,
-                args.bias != nullptr,
-                fp8,
-                align_w | align_x << 8 | align_y << 16};
+  const Key key{args.dtype, args.rows,       args.in,
+                args.out,   args.activation, args.bias != nullptr,
+                fp8,        fast_sums,       align_w | align_x << 8 | align_y << 16};
   const auto [position, fresh] = plans_.try_emplace(key);
   Plan& plan = position->second;
   if (!fresh) return plan;
@@ -175,6 +171,7 @@ const Plan& CublasLt::plan_for(const ProductArgs& args, size_t workspace_bytes) 
   const cudaDataType_t operand_type = fp8 ? CUDA_R_8F_E4M3 : type;
   if (fp8) {
     const cublasLtMatmulMatrixScale_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, static_cast<int8_t>(fast_sums ? 1 : 0));
     set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, mode);
     set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, mode);
     set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, args.w_scales);

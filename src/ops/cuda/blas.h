@@ -12,7 +12,8 @@
 
 namespace ultraflash::cuda {
 
-/// y = activation(x W^T + bias), all of one type (f32 or bf16), accumulated in f32 (never TF32).
+/// y = activation(x W^T + bias), all of one type (f32 or bf16), accumulated in f32 (never TF32)
+/// unless `fast_sums` says otherwise.
 struct ProductArgs {
   DType dtype = DType::kF32;
   const void* x = nullptr;     // [rows, in]
@@ -21,6 +22,9 @@ struct ProductArgs {
   // Where set, x and w are e4m3 with these f32 scales [rows] and [out], and `dtype` is bf16.
   const float* x_scales = nullptr;
   const float* w_scales = nullptr;
+  // Of such products: sums stay in the tensor cores, which keep fewer bits than f32, instead of
+  // being added up in f32 every few steps. Has an effect on Ada and Hopper.
+  bool fast_sums = false;
   void* y = nullptr;  // [rows, out]
   int64_t rows = 0, in = 0, out = 0;
   Activation activation = Activation::kNone;

@@ -54,6 +54,7 @@ CudaExecutor::CudaExecutor(const CudaOptions& options, std::unique_ptr<Blas> bla
     : device_(options.device),
       plain_(options.plain_kernels),
       fp8_(options.fp8_products),
+      fp8_fast_sums_(options.fp8_fast_sums),
       fp8_attention_(options.fp8_attention),
       name_(std::move(name)),
       graphs_(options.graphs),
@@ -113,6 +114,12 @@ Result<std::unique_ptr<Executor>> make_cuda_executor(const CudaOptions& options)
       return make_status(StatusCode::kUnsupported,
                          "attention in fp8 needs a GPU of compute capability 9.0; {} is {}", wanted,
                          found->description);
+    }
+    if (options.fp8_fast_sums && major != 9) {
+      return make_status(StatusCode::kUnsupported,
+                         "fast sums of products in fp8 need a GPU of compute capability 9.0; {} is "
+                         "{}",
+                         wanted, found->description);
     }
     std::string why;
     std::unique_ptr<Blas> blas = Blas::create(why);

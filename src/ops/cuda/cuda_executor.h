@@ -20,6 +20,7 @@ struct CudaOptions {
   size_t memory_limit_bytes = 0;  // of the executor's arena, 0: none
   size_t guard_bytes = 0;         // guard zones around every tensor, for tests
   bool fp8_products = false;      // large products with many rows in e4m3
+  bool fp8_fast_sums = false;     // their sums stay in the tensor cores instead of f32
   bool graphs = false;            // Executor::repeat records and replays CUDA graphs
   bool urgent = false;            // its work goes before that of other executors of the GPU
   bool fp8_attention = false;     // dense self-attention of transformers in e4m3

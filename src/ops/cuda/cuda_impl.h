@@ -201,6 +201,7 @@ class CudaExecutor final : public Executor {
   int device_;
   bool plain_;  // own plain kernels alone
   bool fp8_;    // products of transformers in e4m3
+  bool fp8_fast_sums_;
   bool fp8_attention_;
   bool hopper_ = false;
   int multiprocessors_ = 0;

@@ -180,6 +180,7 @@ void CudaExecutor::product_in_fp8(const Fp8Rows& x, const CudaLinear& weight, Ac
   args.w = weight.weight8.raw();
   args.x_scales = x.scales;
   args.w_scales = floats(weight.scales8);
+  args.fast_sums = fp8_fast_sums_;
   args.y = y.mutable_raw();
   args.rows = x.values.dim(0);
   args.in = weight.weight8.dim(1);
