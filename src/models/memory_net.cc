@@ -66,12 +66,14 @@ Tensor MemoryNet::run_memory_block(Executor& ops, const MemoryBlock& block, Tens
                                    MemoryState& state) const {
   if (x.dim(1) == 0) return x;
   Tensor& memory = state.memories[block.state];
+  Tensor& kept = state.kept[block.state];
+  const Tensor& before = kept.defined() ? kept : memory;
   const Shape one_frame = x.shape().with(1, 1);
   Conv2dOptions first;
   first.with_memory = true;
   first.activation = block.activation;
-  if (state.started && memory.defined() && memory.shape() == one_frame) {
-    first.memory = memory;
+  if (state.started && before.defined() && before.shape() == one_frame) {
+    first.memory = before;
   } else if (init_ == MemoryInit::kReplicate) {
     first.memory = ops.empty(x.dtype(), one_frame);
     ops.copy(first.memory, x.slice(1, 0, 1));
@@ -80,10 +82,16 @@ Tensor MemoryNet::run_memory_block(Executor& ops, const MemoryBlock& block, Tens
   Conv2dOptions second;
   second.activation = block.activation;
   y = ops.conv2d(y, block.conv_2, second);
-  if (!memory.defined() || memory.shape() != one_frame || memory.dtype() != x.dtype()) {
-    memory = ops.empty(x.dtype(), one_frame);
+  const Tensor last = x.slice(1, x.dim(1) - 1, x.dim(1));
+  if (state.more_follows) {
+    kept = last;
+  } else {
+    kept = Tensor();
+    if (!memory.defined() || memory.shape() != one_frame || memory.dtype() != x.dtype()) {
+      memory = ops.empty(x.dtype(), one_frame);
+    }
+    ops.copy(memory, last);
   }
-  ops.copy(memory, x.slice(1, x.dim(1) - 1, x.dim(1)));
   Conv2dOptions third;
   third.activation = block.activation;
   third.residual = block.skip.prepared ? ops.linear(x, block.skip) : std::move(x);
@@ -159,6 +167,7 @@ size_t MemoryNet::tail() const {
 Tensor MemoryNet::run(Executor& ops, Tensor x, MemoryState& state) const {
   UF_CHECK(x.rank() == 5, "pictures {}", x.to_string());
   state.memories.resize(memory_count_);
+  state.kept.resize(memory_count_);
   state.pending.resize(pool_count_);
   int64_t upsample = 1;  // still to be done by the next 3x3 convolution
   const size_t last = tail();

@@ -28,9 +28,18 @@ struct MemoryState {
   std::vector<Tensor> memories;
   std::vector<Tensor> pending;
   bool started = false;
+  /// Set by a caller whose next call follows this one's and finds its results still in place: last
+  /// inputs are then kept as they stand instead of being copied to `memories`, which stay where
+  /// they are. Reset for the last call of such a row.
+  bool more_follows = false;
+  std::vector<Tensor> kept;  // in layer order, undefined: in `memories`
 
   /// A new stream; the memory stays.
-  void reset() { started = false; }
+  void reset() {
+    started = false;
+    more_follows = false;
+    kept.clear();
+  }
 };
 
 class MemoryNet {

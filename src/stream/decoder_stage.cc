@@ -11,6 +11,11 @@ namespace {
 // size) stays small and in cache however long the group is.
 constexpr int64_t kPixelsPerCall = 1 << 18;
 
+int64_t frames_per_call(const Tensor& latent) {
+  const int64_t pixels = latent.dim(2) * latent.dim(3) * 64 * 4;
+  return std::clamp<int64_t>(kPixelsPerCall / std::max<int64_t>(pixels, 1), 1, latent.dim(1));
+}
+
 }  // namespace
 
 PictureRate picture_rate(const DecoderSpec& spec, TrimRule rule) {
@@ -52,18 +57,30 @@ Tensor DecoderStage::decode(const Tensor& latent) {
   }
   ops_.copy(d.latent, latent);
   ops_.repeat(d.recordings[tiny_state_.net.started ? 1 : 0], [&] {
-    const Tensor pictures = decoder_.tiny->run(ops_, d.latent, tiny_state_);
-    ops_.copy(d.pictures, ops_.to_rgb8(pictures, low(), 1.0F));
+    const int64_t frames = latent.dim(1);
+    const int64_t step = frames_per_call(latent);
+    const int64_t rate = decoder_.tiny->config().frames_per_latent();
+    for (int64_t first = 0; first < frames; first += step) {
+      const int64_t end = std::min(first + step, frames);
+      tiny_state_.net.more_follows = end < frames;
+      const Tensor pictures = decoder_.tiny->run(ops_, d.latent.slice(1, first, end), tiny_state_);
+      ops_.copy(d.pictures.slice(1, rate * first, rate * end), ops_.to_rgb8(pictures, low(), 1.0F));
+    }
   });
   tiny_state_.net.started = true;
   return d.pictures;
 }
 
+int64_t DecoderStage::needed(int64_t frames) const {
+  if (limit_ == 0) return frames;
+  const int64_t rate = decoder_.tiny->config().frames_per_latent();
+  const int64_t pictures = std::max<int64_t>(limit_ - delivered_, 0) + to_drop_;
+  return std::clamp<int64_t>((pictures + rate - 1) / rate, 1, frames);
+}
+
 Tensor DecoderStage::run(const Tensor& latent) {
   const int64_t frames = latent.dim(1);
-  const int64_t pixels = latent.dim(2) * latent.dim(3) * 64 * 4;
-  const int64_t step =
-      std::clamp<int64_t>(kPixelsPerCall / std::max<int64_t>(pixels, 1), 1, frames);
+  const int64_t step = decoder_.tiny ? needed(frames) : frames_per_call(latent);
   Tensor all;
   int64_t count = 0;
   for (int64_t first = 0; first < frames; first += step) {

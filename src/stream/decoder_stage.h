@@ -32,13 +32,16 @@ class DecoderStage {
   [[nodiscard]] int64_t decoded() const { return decoded_; }
 
  private:
-  // What the tiny decoder reads and writes for so many latent frames, at fixed addresses.
+  // What the tiny decoder reads and writes for so many latent frames, at fixed addresses; one
+  // recording takes them all.
   struct Decoding {
     Tensor latent, pictures;
     std::array<std::unique_ptr<Recording>, 2> recordings;  // at the start of a stream, later
   };
   // The tiny decoder's result is overwritten by the next call.
   Tensor decode(const Tensor& latent);
+  // Latent frames of these that a call needs: the limit may come before their end.
+  [[nodiscard]] int64_t needed(int64_t frames) const;
   [[nodiscard]] float low() const;
 
   Executor& ops_;

@@ -117,6 +117,25 @@ TEST_P(DecoderTest, PiecesEqualTheWhole) {
   EXPECT_LT(relative_error(in_pieces(*ops, x, {1, 1, 3, 1}, run), expected), kSame);
 }
 
+TEST_P(DecoderTest, InputsKeptInPlaceGiveTheSameBits) {
+  const std::unique_ptr<Executor> ops = cpu_executor();
+  const TinyDecoder decoder = with_random_weights(
+      *ops, 4, [&](Loader loader) { return TinyDecoder::bind(std::move(loader), GetParam()); });
+  const Tensor x = normal(*ops, {1, 7, 3, 4, 16}, 1);
+  DecoderState copying;
+  const auto copy = [&](const Tensor& piece) { return decoder.run(*ops, piece, copying); };
+  const Tensor expected = in_pieces(*ops, x, {1, 1, 2, 1, 1, 1}, copy);
+  DecoderState keeping;
+  int64_t call = 0;
+  const auto keep = [&](const Tensor& piece) {
+    ++call;
+    keeping.net.more_follows = call != 3 && call != 6;  // two rows of three calls
+    return decoder.run(*ops, piece, keeping);
+  };
+  EXPECT_EQ(relative_error(in_pieces(*ops, x, {1, 1, 2, 1, 1, 1}, keep), expected), 0.0);
+  for (const Tensor& kept : keeping.net.kept) EXPECT_FALSE(kept.defined());
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Layouts, DecoderTest,
     ::testing::Values(decoder_config(DecoderLayout::kTiny, MemoryInit::kZero),
