@@ -6,19 +6,18 @@
 // reads the first of those rows alone and counts it as often as it is there: log2(count) is added
 // to its score. A prompt of a few dozen tokens leaves one block of 64 keys out of 512.
 //
-// A warp takes 16 rows and some heads: 2 of 12 with the six CTAs of a cluster, which have the same
-// rows and exchange each row's sum of squares and largest result; all heads before sm_90. Its rows
-// of q come into shared memory and stay there, multiplied by the weights of the norm; the root mean
-// square is a factor of scores, so that its exchange runs beside the first product. Results take
-// the place of the queries of their head, and leave in whole rows, in e4m3 once their scale is
-// known. Keys and values of a head pass through two slots of 64 rows, which all warps share, one of
-// them under way while the other is read.
+// A warp takes 16 rows and some heads: 4 of 12 with the three CTAs of a cluster, which have the
+// same rows and exchange each row's sum of squares and largest result; all heads before sm_90. Its
+// rows of q come into shared memory and stay there, multiplied by the weights of the norm; the root
+// mean square is a factor of scores, so that its exchange runs beside the first product. Results
+// take the place of the queries of their head, and leave in whole rows, in e4m3 once their scale is
+// known. Keys and values of a head pass through three slots of 64 rows, which all warps share, two
+// of them under way while one is read.
 //
-// Of 12 heads with 128 rows: 99 KB of shared memory, two CTAs of 8 warps to a multiprocessor, so
-// that 4680 rows are 222 CTAs at 264 places. With many keys shared memory, the tensor cores and the
-// instructions of the softmax take about as long each (each warp reads the keys and values of its
-// heads for 16 rows), so it is the number of warps that lets them overlap. Few keys on Hopper:
-// text_few_sm90.cu.
+// Of 12 heads with 64 rows: 115 KB of shared memory, two CTAs to a multiprocessor, so that 4680
+// rows are 222 CTAs at 264 places. Bound by shared memory (each warp reads the keys and values of
+// its heads for 16 rows) and by the instructions of norm and softmax, near the bytes: q once,
+// results once, 27 MB of k and v from L2 for 61 keys.
 #include <algorithm>
 #include <array>
 #include <mutex>
@@ -37,22 +36,10 @@ namespace {
 constexpr int kHeadBytes = kRows * kRowBytes;
 constexpr int kKeys = kTextKeys;  // of a block
 constexpr int kSlotBytes = kKeys * kRowBytes;
-constexpr int kSlots = 2;
-constexpr int kMostWarps = 8;
+constexpr int kSlots = 3;
+constexpr int kMostWarps = 4;
 constexpr int kMostParts = 8;  // a cluster that every device has
-constexpr int kPartHeads = 2;  // of a CTA of a cluster
-
-/// Scores of the first 16 GROUPS keys of a slot, [8 keys][element of a fragment]. `queries` and
-/// `keys`: the head and the slot, and this lane's place in them.
-template <int GROUPS>
-__device__ __forceinline__ void add_scores(uint32_t queries, uint32_t keys, float (&s)[8][4]) {
-#pragma unroll
-  for (int step = 0; step < 8; ++step) {
-    uint32_t q[4];
-    load_squares(q, queries ^ static_cast<uint32_t>(32 * step));
-    add_step<GROUPS>(q, keys ^ static_cast<uint32_t>(32 * step), s);
-  }
-}
+constexpr int kPartHeads = 4;  // of a CTA of a cluster
 
 /// Weights of 16 GROUPS keys times their values, [8 columns][element of a fragment].
 template <int GROUPS>
@@ -230,12 +217,13 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
     commit_copies();
   };
   load(k, a.k_row, 0, kKeys, 0);
+  load(v, a.v_row, 0, kKeys, 1);
   const float last_bias = log2f(static_cast<float>(all_keys - keys + 1));
   // What comes next into the ring: keys, then values, of a block; blocks of a head; heads.
-  int next_head = 0;
-  int next_first = 0;
-  bool next_is_values = true;
-  int next_slot = 1;
+  int next_head = kKeys < keys ? 0 : 1;
+  int next_first = kKeys < keys ? kKeys : 0;
+  bool next_is_values = false;
+  int next_slot = 2;
   const auto load_next = [&] {
     if (next_head == heads) {
       commit_copies();
@@ -255,7 +243,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
     next_is_values = !next_is_values;
   };
 
-  wait_for_copies<1>();
+  wait_for_copies<2>();
   __syncwarp();  // a row came by several lanes
   {
     float squares[kRows / 2] = {};
@@ -281,14 +269,19 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
   int slot = 0;
   // A slot's copies, of all threads, have arrived, and the slot before it may be written again.
   const auto enter_slot = [&] {
-    wait_for_copies<0>();
+    wait_for_copies<1>();
     __syncthreads();
     load_next();
   };
   const auto leave_slot = [&] { slot = slot == kSlots - 1 ? 0 : slot + 1; };
 #pragma unroll 1
   for (int h = 0; h < heads; ++h) {
-    const uint32_t queries_of_head = own_address + h * kHeadBytes + down;
+    uint32_t q[8][4];
+#pragma unroll
+    for (int step = 0; step < 8; ++step) {
+      load_squares(q[step],
+                   own_address + h * kHeadBytes + (down ^ static_cast<uint32_t>(32 * step)));
+    }
     float o[16][4] = {};
     Softmax softmax;
 #pragma unroll 1
@@ -298,9 +291,9 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
       float s[8][4] = {};
       enter_slot();
       if (wide) {
-        add_scores<4>(queries_of_head, ring + slot * kSlotBytes + across, s);
+        add_scores<4>(q, ring + slot * kSlotBytes + across, s);
       } else {
-        add_scores<2>(queries_of_head, ring + slot * kSlotBytes + across, s);
+        add_scores<2>(q, ring + slot * kSlotBytes + across, s);
       }
       leave_slot();
       if (h == 0 && first == 0) {  // the norm: a factor of scores

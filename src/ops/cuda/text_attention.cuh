@@ -45,17 +45,20 @@ __device__ __forceinline__ int place_of(int row, int chunk) {
   return row * kRowBytes + ((chunk ^ row % 8) * 16);
 }
 
-/// Products of 16 columns of q and of 16 GROUPS keys, [8 keys][element of a fragment]. `keys`: the
-/// columns of the first, and this lane's place in them.
+/// Scores of the first 16 GROUPS keys of a slot, [8 keys][element of a fragment]. `keys`: the slot
+/// and this lane's place in it.
 template <int GROUPS, int TILES>
-__device__ __forceinline__ void add_step(const uint32_t (&q)[4], uint32_t keys,
-                                         float (&s)[TILES][4]) {
+__device__ __forceinline__ void add_scores(const uint32_t (&q)[8][4], uint32_t keys,
+                                           float (&s)[TILES][4]) {
 #pragma unroll
-  for (int group = 0; group < GROUPS; ++group) {
-    uint32_t k[4];
-    load_squares(k, keys + 16 * kRowBytes * group);
-    multiply_add(s[2 * group], q[0], q[1], q[2], q[3], k[0], k[1]);
-    multiply_add(s[2 * group + 1], q[0], q[1], q[2], q[3], k[2], k[3]);
+  for (int step = 0; step < 8; ++step) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+      uint32_t k[4];
+      load_squares(k, (keys ^ static_cast<uint32_t>(32 * step)) + 16 * kRowBytes * group);
+      multiply_add(s[2 * group], q[step][0], q[step][1], q[step][2], q[step][3], k[0], k[1]);
+      multiply_add(s[2 * group + 1], q[step][0], q[step][1], q[step][2], q[step][3], k[2], k[3]);
+    }
   }
 }
 

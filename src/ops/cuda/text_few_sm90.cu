@@ -276,10 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const float2 squares = squares_of(q, group);
       tell(0, squares.x, squares.y);
       float s[2 * kSteps][4] = {};
-#pragma unroll
-      for (int step = 0; step < 8; ++step) {
-        add_step<kSteps>(q[step], of_keys ^ static_cast<uint32_t>(32 * step), s);
-      }
+      add_scores<kSteps>(q, of_keys, s);
       // The next queries, as soon as there are registers for them.
       if (kSteps <= 4 && tile < tiles) load_queries(tile);
       const float2 square = hear(0, [](float x, float y) { return x + y; });
