@@ -61,22 +61,16 @@ void test_text_attention(const TextCase& c) {
   args.heads = c.heads;
   args.scale = 1.0F / std::sqrt(128.0F);
   if (c.distinct > 0) args.distinct = distinct.as<int64_t>();
-  const auto attend = [&] {
-    if (c.shape.warps > 0) {
-      kernels::text_attention(args, c.shape, nullptr);
-    } else {
-      kernels::text_attention(args, nullptr);
-    }
-  };
+  const kernels::TextShape shape = c.shape.warps > 0 ? c.shape : kernels::text_shape(args);
   for (const Buffer* to : {&again, &out}) {
     args.out = to->data();
-    attend();
+    kernels::text_attention(args, shape, nullptr);
   }
   const Fp8Rows direct(rows, dim);
   const Fp8Rows apart(rows, dim);
   args.out = direct.values.data();
   args.out_scales = direct.scales.as<float>();
-  attend();
+  kernels::text_attention(args, shape, nullptr);
   quantise(out, rows, dim, apart);
   synchronize("text_attention");
   const bool quantised = same(direct.values, apart.values) && same(direct.scales, apart.scales);
@@ -126,9 +120,9 @@ void test_text_attention(const TextCase& c) {
   good = good && relative < 6e-3;
   report(good, "text attention, " + std::to_string(c.batch) + " x " + std::to_string(c.queries) +
                    " queries, " + std::to_string(c.distinct) + " of " + std::to_string(c.keys) +
-                   " keys, " + std::to_string(c.heads) + " heads, " +
-                   std::to_string(c.shape.parts) + " x " + std::to_string(c.shape.warps) +
-                   " warps: " + std::to_string(relative) + (quantised ? "" : ", e4m3 differs"));
+                   " keys, " + std::to_string(c.heads) + " heads, " + std::to_string(shape.parts) +
+                   " x " + std::to_string(shape.warps) + " warps: " + std::to_string(relative) +
+                   (quantised ? "" : ", e4m3 differs"));
 }
 
 // k and v are the same in all calls, as they are for all queries of a layer.
@@ -182,13 +176,12 @@ int run(bool with_bench) {
   int major = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "device");
   std::vector<TextCase> cases = {
-      {1, 1, 1, 1, 1, {}},           {1, 33, 512, 1, 12, {}},     {2, 70, 512, 41, 12, {}},
-      {1, 47, 512, 64, 12, {}},      {1, 100, 512, 65, 12, {}},   {1, 65, 512, 97, 12, {}},
-      {2, 31, 200, 145, 3, {}},      {1, 16, 77, 77, 2, {}},      {1, 40, 130, 0, 5, {}},
-      {1, 203, 512, 512, 12, {}},    {3, 15, 256, 33, 8, {}},     {1, 4680, 512, 61, 12, {}},
-      {1, 799, 512, 400, 12, {}},    {1, 113, 40, 32, 4, {}},     {1, 64, 512, 61, 12, {1, 1}},
-      {2, 37, 512, 130, 12, {1, 3}}, {1, 2500, 512, 128, 12, {}}, {1, 90, 512, 129, 12, {}},
-      {1, 90, 200, 61, 24, {}},      {2, 333, 96, 96, 12, {}}};
+      {1, 1, 1, 1, 1, {}},          {1, 33, 512, 1, 12, {}},   {2, 70, 512, 41, 12, {}},
+      {1, 47, 512, 64, 12, {}},     {1, 100, 512, 65, 12, {}}, {1, 65, 512, 97, 12, {}},
+      {2, 31, 200, 145, 3, {}},     {1, 16, 77, 77, 2, {}},    {1, 40, 130, 0, 5, {}},
+      {1, 203, 512, 512, 12, {}},   {3, 15, 256, 33, 8, {}},   {1, 4680, 512, 61, 12, {}},
+      {1, 799, 512, 400, 12, {}},   {1, 113, 40, 32, 4, {}},   {1, 64, 512, 61, 12, {1, 1}},
+      {2, 37, 512, 130, 12, {1, 3}}};
   if (major >= 9) {  // clusters
     for (const TextCase& c :
          {TextCase{1, 99, 512, 61, 12, {4, 4}}, TextCase{1, 99, 512, 61, 12, {6, 2}},
@@ -200,7 +193,7 @@ int run(bool with_bench) {
   for (const TextCase& c : cases) test_text_attention(c);
   if (with_bench) {
     for (const int64_t rows : {4680, 37440}) {
-      for (const int64_t distinct : {61, 120, 200, 400, 512}) bench_text_attention(rows, distinct);
+      for (const int64_t distinct : {61, 200, 400, 512}) bench_text_attention(rows, distinct);
     }
   }
   std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);

@@ -26,20 +26,69 @@
 #include "ops/cuda/cluster.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/quantise.cuh"
-#include "ops/cuda/text_attention.cuh"
 #include "ops/cuda/text_attention.h"
-#include "ops/cuda/text_few_sm90.h"
 
 namespace ultraflash::cuda::kernels {
 namespace {
 
+constexpr int kHeadDim = 128;
+constexpr int kRowBytes = 2 * kHeadDim;
+constexpr int kChunks = kRowBytes / 16;
+constexpr int kRows = 16;  // of a warp
 constexpr int kHeadBytes = kRows * kRowBytes;
-constexpr int kKeys = kTextKeys;  // of a block
+constexpr int kKeys = 64;  // of a block
 constexpr int kSlotBytes = kKeys * kRowBytes;
 constexpr int kSlots = 3;
 constexpr int kMostWarps = 4;
 constexpr int kMostParts = 8;  // a cluster that every device has
 constexpr int kPartHeads = 4;  // of a CTA of a cluster
+
+__device__ __forceinline__ uint32_t packed(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ float low_of(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_of(uint32_t pair) {
+  return __uint_as_float(pair & 0xFFFF0000U);
+}
+__device__ __forceinline__ float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// Over the four threads that share a row of a product.
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xFFFFFFFFU, x, 1);
+  return x + __shfl_xor_sync(0xFFFFFFFFU, x, 2);
+}
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFU, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xFFFFFFFFU, x, 2));
+}
+
+/// Where 16 bytes of a row of a head lie in shared memory: eight rows in a column, as ldmatrix
+/// reads them, and a row are both free of bank conflicts. Steps of two chunks are an exclusive-or
+/// with multiples of 32.
+__device__ __forceinline__ int place_of(int row, int chunk) {
+  return row * kRowBytes + ((chunk ^ row % 8) * 16);
+}
+
+/// Scores of the first 16 GROUPS keys of a slot, [8 keys][element of a fragment]. `keys`: the slot
+/// and this lane's place in it.
+template <int GROUPS>
+__device__ __forceinline__ void add_scores(const uint32_t (&q)[8][4], uint32_t keys,
+                                           float (&s)[8][4]) {
+#pragma unroll
+  for (int step = 0; step < 8; ++step) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+      uint32_t k[4];
+      load_squares(k, (keys ^ static_cast<uint32_t>(32 * step)) + 16 * kRowBytes * group);
+      multiply_add(s[2 * group], q[step][0], q[step][1], q[step][2], q[step][3], k[0], k[1]);
+      multiply_add(s[2 * group + 1], q[step][0], q[step][1], q[step][2], q[step][3], k[2], k[3]);
+    }
+  }
+}
 
 /// Weights of 16 GROUPS keys times their values, [8 columns][element of a fragment].
 template <int GROUPS>
@@ -164,12 +213,7 @@ __device__ __forceinline__ void share(float* place, float value, int parts) {
 
 template <bool FP8>
 __global__ void __launch_bounds__(32 * kMostWarps, 2)
-    text_attention_kernel(const __grid_constant__ TextAttentionArgs a, int parts, int part_heads,
-                          int others) {
-  const auto all_keys = static_cast<int>(a.keys);
-  const int64_t distinct = a.distinct == nullptr ? all_keys : *a.distinct;
-  const int keys = static_cast<int>(min(max(distinct, int64_t{1}), int64_t{all_keys}));
-  if (keys <= others) return;
+    text_attention_kernel(const __grid_constant__ TextAttentionArgs a, int parts, int part_heads) {
   extern __shared__ __align__(1024) unsigned char memory[];
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
@@ -192,6 +236,8 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
       reinterpret_cast<float*>(memory + warps * part_heads * kHeadBytes + kSlots * kSlotBytes) +
       kRows * warp;
 
+  const auto all_keys = static_cast<int>(a.keys);
+  const int64_t distinct = a.distinct == nullptr ? all_keys : *a.distinct;
   const int chunk = lane % kChunks;
   {
     const bf16* q = static_cast<const bf16*>(a.q) + first_head * kHeadDim + 8 * chunk;
@@ -218,6 +264,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
   };
   load(k, a.k_row, 0, kKeys, 0);
   load(v, a.v_row, 0, kKeys, 1);
+  const int keys = static_cast<int>(min(max(distinct, int64_t{1}), int64_t{all_keys}));
   const float last_bias = log2f(static_cast<float>(all_keys - keys + 1));
   // What comes next into the ring: keys, then values, of a block; blocks of a head; heads.
   int next_head = kKeys < keys ? 0 : 1;
@@ -460,10 +507,7 @@ bool text_attention_takes(const TextAttentionArgs& a) {
          packable(a.k) && packable(a.v) && packable(a.out) && packable(a.norm_q);
 }
 
-namespace {
-
-// `others`: calls with as many distinct keys or fewer are not this kernel's.
-void launch(const TextAttentionArgs& a, const TextShape& shape, int others, cudaStream_t stream) {
+void text_attention(const TextAttentionArgs& a, const TextShape& shape, cudaStream_t stream) {
   if (a.batch * a.queries == 0) return;
   const int part_heads = heads_of_part(a.heads, shape.parts);
   require(text_attention_takes(a), "text_attention: heads of 128 and rows of 16 bytes");
@@ -486,23 +530,11 @@ void launch(const TextAttentionArgs& a, const TextShape& shape, int others, cuda
   config.numAttrs = shape.parts > 1 ? 1 : 0;
   auto* kernel =
       a.out_scales != nullptr ? text_attention_kernel<true> : text_attention_kernel<false>;
-  UF_CUDA_TRY(cudaLaunchKernelEx(&config, kernel, a, shape.parts, part_heads, others));
-}
-
-}  // namespace
-
-void text_attention(const TextAttentionArgs& a, const TextShape& shape, cudaStream_t stream) {
-  launch(a, shape, 0, stream);
+  UF_CUDA_TRY(cudaLaunchKernelEx(&config, kernel, a, shape.parts, part_heads));
 }
 
 void text_attention(const TextAttentionArgs& a, cudaStream_t stream) {
-  // The host does not know how many keys are distinct, nor may it: a recorded pass takes other
-  // texts. So both kernels are queued, and one of them returns at once.
-  const bool few = sm90::text_few_takes(a) && (a.distinct != nullptr || a.keys <= sm90::kFewKeys);
-  if (few) sm90::text_few(a, stream);
-  if (!few || a.keys > sm90::kFewKeys) {
-    launch(a, text_shape(a), few ? sm90::kFewKeys : 0, stream);
-  }
+  text_attention(a, text_shape(a), stream);
 }
 
 }  // namespace ultraflash::cuda::kernels
