@@ -11,12 +11,18 @@ namespace {
 // size) stays small and in cache however long the group is.
 constexpr int64_t kPixelsPerCall = 1 << 18;
 
+constexpr int64_t kPixelsInOneGo = 1 << 21;  // of a picture
+
 int64_t frames_per_call(const Tensor& latent) {
   const int64_t pixels = latent.dim(2) * latent.dim(3) * 64 * 4;
   return std::clamp<int64_t>(kPixelsPerCall / std::max<int64_t>(pixels, 1), 1, latent.dim(1));
 }
 
 }  // namespace
+
+bool decodes_in_one_go(int64_t rows, int64_t columns) {
+  return 64 * rows * columns <= kPixelsInOneGo;
+}
 
 PictureRate picture_rate(const DecoderSpec& spec, TrimRule rule) {
   PictureRate rate;
@@ -80,7 +86,8 @@ int64_t DecoderStage::needed(int64_t frames) const {
 
 Tensor DecoderStage::run(const Tensor& latent) {
   const int64_t frames = latent.dim(1);
-  const int64_t step = decoder_.tiny ? needed(frames) : frames_per_call(latent);
+  const bool one_go = decoder_.tiny && decodes_in_one_go(latent.dim(2), latent.dim(3));
+  const int64_t step = one_go ? needed(frames) : frames_per_call(latent);
   Tensor all;
   int64_t count = 0;
   for (int64_t first = 0; first < frames; first += step) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "stream/decoder_stage.h"
 #include "stream/networks.h"
 
 namespace ultraflash {
@@ -45,7 +46,15 @@ uint64_t decoder_bytes(const DecoderSpec& spec, int64_t rows, int64_t columns,
   const std::vector<int64_t>& widths = spec.tiny.widths;
   const int64_t width = *std::min_element(widths.begin(), widths.end());
   const int64_t pictures = spec.tiny.frames_per_latent();
-  return positive(element * pixels * (width * (pictures / 4 + 1) + 2 * width + 8 + 3 * pictures));
+  // Inputs of three memory blocks at each of three sizes, the last of half the pictures.
+  int64_t kept = 0;
+  if (decodes_in_one_go(rows, columns)) {
+    for (size_t i = 0; i < 3 && i < widths.size(); ++i) {
+      kept += 3 * (rows * columns << (2 * i)) * widths[i] * (i == 2 ? (pictures + 1) / 2 : 1);
+    }
+  }
+  return positive(element *
+                  (pixels * (width * (pictures / 4 + 1) + 2 * width + 8 + 3 * pictures) + kept));
 }
 
 uint64_t text_bytes(const WanDitConfig& c, DType compute) {
