@@ -17,7 +17,7 @@ PictureRate picture_rate(const DecoderSpec& spec, TrimRule rule);
 
 /// Whether the tiny decoder of rows x columns latents takes a group in one go and leaves what its
 /// memory blocks need of the frame before where it is: 3 % less time at 960x1664 for 0.4 GiB; at
-/// 1440x2496 the 1 GiB is too much.
+/// 1440x2496 the 1.5 GiB are too much.
 bool decodes_in_one_go(int64_t rows, int64_t columns);
 
 class DecoderStage {

@@ -25,7 +25,19 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-/// The same along an inner axis of 32, each thread holding 16 bytes of its rows of A (`low` row g,
+/// D += A B for A [16, 32] and B [32, 8] of e4m3, sm_89 and later: places as above, with four
+/// elements where there are two.
+__device__ __forceinline__ void multiply_add_fp8(float (&d)[4], uint32_t a0, uint32_t a1,
+                                                 uint32_t a2, uint32_t a3, uint32_t b0,
+                                                 uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/// Bf16 along an inner axis of 32, each thread holding 16 bytes of its rows of A (`low` row g,
 /// `high` row g + 8) and of its column of B.
 __device__ __forceinline__ void multiply_add(float (&d)[4], const uint4& low, const uint4& high,
                                              const uint4& b) {

@@ -12,7 +12,7 @@
 //
 // Shared memory at head_dim 128: Q 32 KiB + 3 x (K 32 KiB + V 32 KiB) in bf16, half of it per tile
 // and 6 slots in e4m3. Registers: 232 or 240 per consumer thread (S 64, O 64 and in e4m3 64 more,
-// P 32 or 24), 40 or 24 per producer thread. Structure after FlashAttention-3 (arXiv 2407.08608),
+// P 32 or 16), 40 or 24 per producer thread. Structure after FlashAttention-3 (arXiv 2407.08608),
 // sections 3.1 and 3.2; the lazy shift is that of FlashAttention-4 taken further.
 #pragma once
 
@@ -147,11 +147,11 @@ struct Consumer {
   }
 
  private:
+  /// The weights of the first block, and the shift that they give the tile.
   template <bool MASKED>
-  __device__ __forceinline__ void attend_blocks(int count, int valid, float c, Output<TILES>& out,
-                                                RowState& rows) {
-    float s[64];
-    uint32_t weights[TILES::kWeights];
+  __device__ __forceinline__ void first_block(int count, int valid, float c, float (&s)[64],
+                                              uint32_t (&weights)[TILES::kWeights],
+                                              Output<TILES>& out, RowState& rows) {
     out.clear();
     barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
     pin(s);
@@ -166,6 +166,14 @@ struct Consumer {
     if (MASKED && count == 1 && valid < kBlock) mask_scores(s, valid);
     first_shift<TILES>(s, c, rows);
     static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, rows.sum));
+  }
+
+  template <bool MASKED>
+  __device__ __forceinline__ void attend_blocks(int count, int valid, float c, Output<TILES>& out,
+                                                RowState& rows) {
+    float s[64];
+    uint32_t weights[TILES::kWeights];
+    first_block<MASKED>(count, valid, c, s, weights, out, rows);
     for (int j = 1; j < count; ++j) {
       barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
       pin(s);
@@ -208,20 +216,7 @@ struct Consumer {
                                              RowState& rows) {
     float s[64];
     uint32_t weights[TILES::kWeights];
-    out.clear();
-    barrier_wait(base + LAYOUT::full(ring.stage), ring.parity);
-    pin(s);
-    wgmma_fence();
-    TILES::issue_scores(s, q, key_tile());
-    wgmma_commit();
-    wgmma_wait<0>();
-    pin(s);
-    release(ring.stage);
-    if (count == 1) release_queries();
-    ring.advance();
-    if (MASKED && count == 1 && valid < kBlock) mask_scores(s, valid);
-    first_shift<TILES>(s, c, rows);
-    static_cast<void>(TILES::exponentials(s, rows.shift, c, weights, rows.sum));
+    first_block<MASKED>(count, valid, c, s, weights, out, rows);
     bool ready = barrier_test(base + LAYOUT::full(ring.stage), ring.parity);
     bool fresh = true;  // what is queued next begins a run
     int left = count - 2;

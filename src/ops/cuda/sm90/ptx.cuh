@@ -7,11 +7,9 @@
 
 #include <cstdint>
 
-namespace ultraflash::cuda::sm90 {
+#include "ops/cuda/async_copy.cuh"  // shared_address
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace ultraflash::cuda::sm90 {
 
 __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
   uint32_t word;
@@ -297,16 +295,6 @@ __device__ __forceinline__ void product8_registers(float (&d)[64], uint32_t a0, 
       "}\n"
       : UF_OUTPUTS_32(d, 0), UF_OUTPUTS_32(d, 32)
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-/// d [16, 8] += a b^T of one warp, 32 steps of the product axis, operands in registers.
-__device__ __forceinline__ void product8_warp(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                              uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 #undef UF_REGISTERS_32

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "ops/cuda/mma.cuh"
 #include "ops/cuda/sm90/ptx.cuh"
 
 namespace ultraflash::cuda::sm90 {
@@ -205,9 +206,9 @@ struct Fp8Tiles {
       float d[4] = {0.0F, 0.0F, 0.0F, 0.0F};
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        product8_warp(d, word(q, 0, 2 * step), word(q, 8, 2 * step), word(q, 0, 2 * step + 1),
-                      word(q, 8, 2 * step + 1), word(k, 8 * i, 2 * step),
-                      word(k, 8 * i, 2 * step + 1));
+        multiply_add_fp8(d, word(q, 0, 2 * step), word(q, 8, 2 * step), word(q, 0, 2 * step + 1),
+                         word(q, 8, 2 * step + 1), word(k, 8 * i, 2 * step),
+                         word(k, 8 * i, 2 * step + 1));
       }
 #pragma unroll
       for (int e = 0; e < 4; ++e) s[4 * i + e] = d[e];
@@ -216,14 +217,13 @@ struct Fp8Tiles {
 };
 
 /// The largest scaled score of each row.
-template <int COUNT>
-__device__ __forceinline__ void row_tops(const float (&s)[COUNT], float c, float (&top)[2]) {
+__device__ __forceinline__ void row_tops(const float (&s)[64], float c, float (&top)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float a = fmaxf(s[2 * r], s[2 * r + 1]);
     float b = fmaxf(s[4 + 2 * r], s[4 + 2 * r + 1]);
 #pragma unroll
-    for (int i = 2; i < COUNT / 4; i += 2) {
+    for (int i = 2; i < 16; i += 2) {
       a = fmaxf(a, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
       b = fmaxf(b, fmaxf(s[4 * i + 4 + 2 * r], s[4 * i + 4 + 2 * r + 1]));
     }
@@ -272,8 +272,8 @@ __device__ __forceinline__ void first_shift(const float (&s)[64], float c, RowSt
 }
 
 /// The shift moves to the largest of `s`, and what was summed before with it.
-template <class TILES, int COUNT>
-__device__ __forceinline__ void move_shift(const float (&s)[COUNT], float c, RowState& rows,
+template <class TILES>
+__device__ __forceinline__ void move_shift(const float (&s)[64], float c, RowState& rows,
                                            Output<TILES>& out) {
   float top[2];
   row_tops(s, c, top);
@@ -305,11 +305,10 @@ __device__ __forceinline__ void next_softmax(const float (&s)[64], float c, RowS
 }
 
 /// Scores past the last key become minus infinity, so that they weigh nothing.
-template <int COUNT>
-__device__ __forceinline__ void mask_scores(float (&s)[COUNT], int valid) {
+__device__ __forceinline__ void mask_scores(float (&s)[64], int valid) {
   const int quarter = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
-  for (int i = 0; i < COUNT / 4; ++i) {
+  for (int i = 0; i < 16; ++i) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const bool past = 8 * i + 2 * quarter + n >= valid;
